@@ -1,0 +1,1 @@
+"""How good a tagger is: per-tag metrics with intervals by source, a report, plots."""

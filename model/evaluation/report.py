@@ -1,0 +1,306 @@
+"""Run a tagger over labelled clips, and tell what it is worth: a table, and a report as Markdown with plots."""
+
+import csv
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.table import Table
+
+from model.audio import AudioError
+from model.evaluation.metrics import RESAMPLES, Floats, TagMetrics, tag_metrics
+from model.evaluation.plots import plot_precision_recall, plot_reliability, plot_roc, plot_sources
+from model.tagger import Tagger
+from model.training.corpus import Clip
+
+WORST = 30
+EVIDENCE = {
+    "metadata": ("metadata",),
+    "assumed": ("assumed",),
+    "metadata or assumed": ("metadata", "assumed"),
+    "taggers": ("taggers",),
+}
+HEADER = ("tag", "yes / no", "sources", "ROC-AUC", "average precision", "chance", "F1", "threshold", "ECE")
+
+Progress = Callable[[Sequence[Clip]], Iterable[Clip]]
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Clips and what a tagger said of them, whoever ran it: `scores` [N, T] belongs to `clips` and `tags`."""
+
+    title: str
+    tags: tuple[str, ...]
+    thresholds: tuple[float, ...]
+    clips: tuple[Clip, ...]
+    scores: Floats
+    failures: tuple[tuple[Clip, str], ...] = ()
+
+    @property
+    def labels(self) -> Floats:
+        """1, 0, or nan where unknown, [N, T]."""
+        rows = [[np.nan if label is None else label for label in clip.labels] for clip in self.clips]
+        return np.array(rows, np.float64).reshape(len(self.clips), len(self.tags))
+
+    @property
+    def evidence(self) -> NDArray[np.str_]:
+        """Where each label comes from, [N, T]."""
+        return np.array([clip.evidence for clip in self.clips], np.str_).reshape(
+            len(self.clips), len(self.tags)
+        )
+
+    @property
+    def sources(self) -> NDArray[np.str_]:
+        """The source of each clip, [N]."""
+        return np.array([clip.source for clip in self.clips], np.str_)
+
+
+def score_clips(tagger: Tagger, clips: Sequence[Clip], progress: Progress = iter) -> Evaluation:
+    """Tag every clip. One that cannot be read is noted in `failures` and does not stop the rest.
+
+    Args:
+        tagger: whose scores and thresholds are to be measured.
+        clips: their labels in the order of the tagger's tags.
+        progress: wraps the clips to show how far it is.
+    """
+    scored: list[Clip] = []
+    rows: list[list[float]] = []
+    failures: list[tuple[Clip, str]] = []
+    for clip in progress(clips):
+        try:
+            scores = tagger.tag(clip.path).scores
+        except (AudioError, OSError) as error:
+            failures.append((clip, str(error)))
+            continue
+        scored.append(clip)
+        rows.append([scores[tag] for tag in tagger.bundle.tags])
+    bundle = tagger.bundle
+    return Evaluation(
+        title=f"{bundle.name} {bundle.version}",
+        tags=bundle.tags,
+        thresholds=tuple(bundle.thresholds[tag] for tag in bundle.tags),
+        clips=tuple(scored),
+        scores=np.array(rows, np.float64).reshape(len(rows), len(bundle.tags)),
+        failures=tuple(failures),
+    )
+
+
+def measure(
+    evaluation: Evaluation,
+    keep: NDArray[np.bool_] | None = None,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> list[TagMetrics]:
+    """Measure every tag, on the labels that `keep` [N, T] lets through (all of them without it)."""
+    labels = evaluation.labels if keep is None else np.where(keep, evaluation.labels, np.nan)
+    return [
+        tag_metrics(
+            tag,
+            labels[:, column],
+            evaluation.scores[:, column],
+            evaluation.sources.tolist(),
+            evaluation.thresholds[column],
+            resamples=resamples,
+            seed=seed,
+        )
+        for column, tag in enumerate(evaluation.tags)
+    ]
+
+
+def terminal_table(metrics: Sequence[TagMetrics], title: str) -> Table:
+    """Lay the metrics out for a terminal."""
+    table = Table(title=title, caption="[low, high]: 95% interval, bootstrapped by source")
+    for column in HEADER:
+        table.add_column(column, overflow="fold")
+    for row in _metric_rows(metrics):
+        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+    return table
+
+
+def write_report(evaluation: Evaluation, folder: Path, generated: Sequence[str] = ()) -> Path:
+    """Write `report.md`, its plots and `scores.csv` into a folder, which is made; return the path of the report.
+
+    Args:
+        evaluation: what was scored.
+        folder: where to write; files of an earlier report are replaced.
+        generated: names of the sources whose clips were made by a music generator; told apart if any is named.
+
+    Raises:
+        ValueError: a name in `generated` is no source of these clips.
+    """
+    _check_sources(evaluation, generated)
+    folder.mkdir(parents=True, exist_ok=True)
+    labels, scores, right = evaluation.labels, evaluation.scores, labels_met(evaluation)
+    plot_roc(evaluation.tags, labels, scores, folder / "roc.png")
+    plot_precision_recall(evaluation.tags, labels, scores, folder / "precision_recall.png")
+    plot_reliability(evaluation.tags, labels, scores, folder / "reliability.png")
+    plot_sources(evaluation.tags, right, folder / "sources.png")
+    _write_scores(evaluation, folder / "scores.csv")
+    sections = [
+        *_overview(evaluation),
+        *_by_evidence(evaluation),
+        *(_by_origin(evaluation, generated) if generated else ()),
+        *_by_source(evaluation, right),
+        *_worst(evaluation),
+        *_failures(evaluation),
+    ]
+    report = folder / "report.md"
+    report.write_text("\n".join(sections) + "\n", encoding="utf-8")
+    return report
+
+
+def labels_met(evaluation: Evaluation) -> dict[str, NDArray[np.int64]]:
+    """Count, by source, the labels that the thresholded scores meet and those that are known: [T, 2] each."""
+    known = ~np.isnan(evaluation.labels)
+    met = known & ((evaluation.labels >= 0.5) == (evaluation.scores >= np.array(evaluation.thresholds)))
+    counts = {}
+    for source in sorted(set(evaluation.sources.tolist())):
+        rows = evaluation.sources == source
+        counts[source] = np.stack([met[rows].sum(axis=0), known[rows].sum(axis=0)], axis=1)
+    return counts
+
+
+def _check_sources(evaluation: Evaluation, generated: Sequence[str]) -> None:
+    unknown = sorted(set(generated) - set(evaluation.sources.tolist()))
+    if unknown:
+        raise ValueError(
+            f"no clip has the source {', '.join(unknown)}: name sources as the manifest writes them"
+        )
+
+
+def _metric_rows(metrics: Sequence[TagMetrics]) -> list[tuple[str, ...]]:
+    return [
+        (
+            item.tag,
+            f"{item.positives} / {item.negatives}",
+            str(item.sources),
+            str(item.roc_auc),
+            str(item.average_precision),
+            f"{item.chance:.3f}",
+            str(item.f1),
+            f"{item.threshold:.3f}",
+            str(item.calibration_error),
+        )
+        for item in metrics
+    ]
+
+
+def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+
+
+def _overview(evaluation: Evaluation) -> list[str]:
+    metrics = measure(evaluation)
+    return [
+        f"# Evaluation of {evaluation.title}",
+        "",
+        f"{len(evaluation.clips)} clips of {len(set(evaluation.sources.tolist()))} sources. A tag is measured on the",
+        "clips whose label is known. [low, high] is the 95% interval, bootstrapped by source; chance is what random",
+        "scores reach as average precision; ECE is the expected calibration error over ten bins.",
+        "",
+        *_markdown_table(HEADER, _metric_rows(metrics)),
+        "",
+        f"Mean over the tags: ROC-AUC {_mean(item.roc_auc.value for item in metrics)}, "
+        f"average precision {_mean(item.average_precision.value for item in metrics)}.",
+        "",
+        "![ROC curves](roc.png)",
+        "![Precision-recall curves](precision_recall.png)",
+        "![Reliability](reliability.png)",
+    ]
+
+
+def _mean(values: Iterable[float]) -> str:
+    numbers = np.array(list(values))
+    return "n/a (a tag has one class only)" if np.isnan(numbers).any() else f"{numbers.mean():.3f}"
+
+
+def _by_evidence(evaluation: Evaluation) -> list[str]:
+    lines = ["", "## By the labels' evidence"]
+    for name, kinds in EVIDENCE.items():
+        keep = np.isin(evaluation.evidence, kinds)
+        if keep.any():
+            lines += [
+                "",
+                f"### {name}",
+                "",
+                *_markdown_table(HEADER, _metric_rows(measure(evaluation, keep))),
+            ]
+    return lines if len(lines) > 2 else []
+
+
+def _by_origin(evaluation: Evaluation, generated: Sequence[str]) -> list[str]:
+    of_generator = np.isin(evaluation.sources, generated)[:, None]
+    lines = ["", "## Human and generated", "", f"Generated: {', '.join(sorted(generated))}."]
+    for name, keep in (("human", ~of_generator), ("generated", of_generator)):
+        lines += ["", f"### {name}", "", *_markdown_table(HEADER, _metric_rows(measure(evaluation, keep)))]
+    return lines
+
+
+def _by_source(evaluation: Evaluation, right: dict[str, NDArray[np.int64]]) -> list[str]:
+    rows = [
+        (
+            source,
+            str(int((evaluation.sources == source).sum())),
+            *(f"{met} / {known}" for met, known in counts),
+        )
+        for source, counts in right.items()
+    ]
+    return [
+        "",
+        "## By source",
+        "",
+        "Labels that the thresholded scores meet, of those that are known.",
+        "",
+        *_markdown_table(("source", "clips", *evaluation.tags), rows),
+        "",
+        "![By source](sources.png)",
+    ]
+
+
+def _worst(evaluation: Evaluation) -> list[str]:
+    wrong = np.nan_to_num(np.abs(evaluation.scores - evaluation.labels), nan=-1.0)
+    present = evaluation.scores >= np.array(evaluation.thresholds)
+    mistaken = (wrong >= 0) & (present != (evaluation.labels >= 0.5))
+    order = np.argsort(-np.where(mistaken, wrong, -1.0), axis=None, kind="stable")[
+        : min(WORST, int(mistaken.sum()))
+    ]
+    rows = []
+    for row, column in zip(*np.unravel_index(order, wrong.shape), strict=True):
+        clip = evaluation.clips[row]
+        rows.append(
+            (
+                evaluation.tags[column],
+                f"{clip.labels[column]:g}",
+                f"{evaluation.scores[row, column]:.3f}",
+                clip.evidence[column] or "-",
+                clip.id,
+                clip.source,
+            )
+        )
+    table = _markdown_table(("tag", "label", "score", "evidence", "clip", "source"), rows)
+    return ["", f"## The {len(rows)} worst mistakes", "", *table]
+
+
+def _failures(evaluation: Evaluation) -> list[str]:
+    if not evaluation.failures:
+        return []
+    rows = [(clip.id, clip.source, message) for clip, message in evaluation.failures]
+    return ["", "## Clips that could not be read", "", *_markdown_table(("clip", "source", "why"), rows)]
+
+
+def _write_scores(evaluation: Evaluation, path: Path) -> None:
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.writer(handle)
+        writer.writerow(["id", "source", *evaluation.tags, *(f"{tag}_label" for tag in evaluation.tags)])
+        for clip, scores in zip(evaluation.clips, evaluation.scores, strict=True):
+            writer.writerow(
+                [clip.id, clip.source, *(f"{score:.6f}" for score in scores), *map(_text, clip.labels)]
+            )
+
+
+def _text(label: float | None) -> str:
+    return "" if label is None else f"{label:g}"
