@@ -1,0 +1,237 @@
+"""What is let in, and for how long: keys, bytes, seconds and deadlines, judged as early as they can be.
+
+`Admission` is pure ASGI, so that it sees a request's headers before anything reads its body, and each piece
+of the body before anything keeps it. Its checks run in this order: key, state of the service, room in the
+queue, declared size; then, piece by piece, size and pace.
+"""
+
+import asyncio
+import hmac
+import math
+from collections.abc import Awaitable
+from contextlib import suppress
+from typing import Final, TypeVar
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.pipeline import Work
+from app.problems import ProblemError, response_of
+from app.settings import Settings, hash_key
+from app.state import State
+
+OPEN_PATHS: Final = frozenset({"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
+OPEN_PREFIXES: Final = ("/health/", "/problems", "/web/", "/static-offline-docs/")
+LINGER_S: Final = 2.0
+Result = TypeVar("Result")
+
+
+class Admission:
+    """Judges each request before, and while, its body arrives."""
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self._app = app
+        self._state = state
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let a request through, or answer it with the problem that keeps it out."""
+        if scope["type"] == "websocket":
+            await self._websocket(scope, receive, send)
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if key_problem(scope, self._state.settings.api_keys):
+            await receive()
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            await self._app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = Body(scope, receive, send, self._state)
+        works = scope["method"] == "POST"
+        self._state.admitted += works
+        try:
+            self._judge_headers(scope, body, works=works)
+            await self._app(scope, body.receive, body.send)
+        except ProblemError as problem:
+            await response_of(problem, scope)(scope, body.receive, body.send)
+        finally:
+            self._state.admitted -= works
+            body.release()
+
+    def _judge_headers(self, scope: Scope, body: "Body", *, works: bool) -> None:
+        if problem := key_problem(scope, self._state.settings.api_keys):
+            raise problem
+        body.until = scope["state"]["deadline"] = deadline_of(scope, self._state.settings)
+        if not works:
+            return
+        if problem := self._state.refusal():
+            raise problem
+        if not self._state.pipeline.has_room():
+            raise ProblemError("queue-full", retry_after_s=self._state.retry_after_s())
+        body.hold(body.declared)
+
+
+class Body:
+    """One request's body on its way in, and its answer on the way out.
+
+    Bytes count against the limit and the common budget from the moment they are declared or have arrived,
+    whichever is more, until the request is done.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send, state: State) -> None:
+        headers = Headers(scope=scope)
+        length = headers.get("content-length", "")
+        self.declared = int(length) if length.isdecimal() else 0
+        self.complete = (
+            self.declared == 0 and "transfer-encoding" not in headers and scope["method"] != "POST"
+        )
+        self.until = math.inf
+        self._receive = receive
+        self._send = send
+        self._state = state
+        self._scope = scope
+        self._held = 0
+        self._arrived = 0
+        self._started = asyncio.get_running_loop().time()
+
+    def hold(self, size: int) -> None:
+        """Take `size` bytes in all from the common budget. Raises ProblemError."""
+        settings = self._state.settings
+        if size > settings.max_upload_bytes:
+            raise ProblemError("too-many-bytes", f"The body has more than {settings.max_upload_mb:g} MB.")
+        if size <= self._held:
+            return
+        if self._state.inflight_bytes - self._held + size > settings.max_inflight_bytes:
+            raise ProblemError("bytes-full", retry_after_s=self._state.retry_after_s())
+        self._state.inflight_bytes += size - self._held
+        self._held = size
+
+    def release(self) -> None:
+        """Give all bytes back."""
+        self._state.inflight_bytes -= self._held
+        self._held = 0
+
+    async def receive(self) -> Message:
+        """Receive the next piece within its time, and count it. Raises ProblemError."""
+        if self.complete:
+            return await self._receive()
+        message = await self._receive_in_time()
+        if message["type"] == "http.request":
+            self._arrived += len(message.get("body", b""))
+            self.hold(self._arrived)
+            self.complete = not message.get("more_body", False)
+            if self.complete:
+                self._note_upload()
+        return message
+
+    async def _receive_in_time(self) -> Message:
+        settings = self._state.settings
+        now = asyncio.get_running_loop().time()
+        idle, whole = now + settings.upload_idle_s, self._started + settings.upload_timeout_s
+        try:
+            async with asyncio.timeout_at(min(idle, whole, self.until)):
+                return await self._receive()
+        except TimeoutError:
+            if self.until <= min(idle, whole):
+                detail = f"The body was not complete after {self.until - self._started:g} s, its deadline."
+            elif whole <= idle:
+                detail = f"The body was not complete after {settings.upload_timeout_s:g} s."
+            else:
+                detail = f"No byte of the body arrived for {settings.upload_idle_s:g} s."
+            raise ProblemError("slow-body", detail) from None
+
+    def _note_upload(self) -> None:
+        took = asyncio.get_running_loop().time() - self._started
+        self._scope["state"].update(upload_s=took, upload_bytes=self._arrived)
+        if self._arrived:
+            self._state.metrics.upload.observe(took)
+
+    async def send(self, message: Message) -> None:
+        """Send the answer; if it comes before the body's end, close the connection, but gently.
+
+        Closing at once would reset the connection while the client still writes, and it would never read the
+        answer. So the answer goes out whole, then the rest of the body is thrown away for a moment.
+        """
+        if self.complete:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
+            MutableHeaders(scope=message)["Connection"] = "close"
+            await self._send(message)
+        elif message.get("more_body", False):
+            await self._send(message)
+        else:
+            await self._send({**message, "more_body": True})
+            self.release()
+            await self._discard_rest()
+            await self._send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _discard_rest(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(LINGER_S):
+                while (message := await self._receive())["type"] == "http.request" and message.get(
+                    "more_body"
+                ):
+                    pass
+
+
+def needs_key(path: str) -> bool:
+    """Whether a path is closed where keys are configured: all are but health, documentation and the page."""
+    return path not in OPEN_PATHS and not path.startswith(OPEN_PREFIXES)
+
+
+def key_problem(scope: Scope, hashes: tuple[str, ...]) -> ProblemError | None:
+    """Judge a request's key from its headers alone. Every hash is compared, each in constant time."""
+    if not hashes or not needs_key(scope["path"]):
+        return None
+    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not key.strip():
+        return ProblemError("key-missing", headers={"WWW-Authenticate": "Bearer"})
+    presented = hash_key(key.strip())
+    matches = [hmac.compare_digest(presented, known) for known in hashes]
+    return None if any(matches) else ProblemError("key-wrong")
+
+
+def deadline_of(scope: Scope, settings: Settings) -> float:
+    """When this request must be answered, by the loop's clock. Raises ProblemError."""
+    asked = Headers(scope=scope).get("x-request-timeout")
+    try:
+        seconds = settings.request_timeout_s if asked is None else float(asked)
+    except ValueError:
+        seconds = math.nan
+    if not seconds > 0:
+        raise ProblemError("bad-parameter", "X-Request-Timeout: must be a number of seconds above 0.")
+    return asyncio.get_running_loop().time() + min(seconds, settings.max_request_timeout_s)
+
+
+async def attend(request: Request, task_of: Awaitable[Result], work: Work, state: State) -> Result:
+    """Await the work on a request while its client is there and its deadline is ahead; else drop the work.
+
+    Raises what the work raises, ProblemError for a passed deadline, ClientDisconnect.
+    """
+    task = asyncio.ensure_future(task_of)
+    gone = asyncio.ensure_future(_client_gone(request))
+    left = request.state.deadline - asyncio.get_running_loop().time()
+    try:
+        await asyncio.wait({task, gone}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        if gone.done():
+            raise ClientDisconnect
+        if work.at_work:
+            raise ProblemError("late-at-work", "The clip was not done when the request's deadline passed.")
+        detail = "The work had not begun when the request's deadline passed."
+        raise ProblemError("late-in-queue", detail, retry_after_s=state.retry_after_s())
+    finally:
+        task.cancel()
+        gone.cancel()
+        await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def _client_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

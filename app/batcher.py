@@ -1,0 +1,308 @@
+"""Gathers segments of many clips into one forward pass, fairly, within bounds, and survives what goes wrong.
+
+A clip enters by `Batcher.admit`, which reserves its room in the queue, and gets a `Lane`; segments are put on
+the lane one by one, each answered by a future. One worker thread serves the device: it takes segments from
+the lanes in turn, so that a long clip cannot starve a short one, and waits at most a moment for a batch to
+fill.
+"""
+
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.logs import logger
+
+Segment = NDArray[np.float32]
+Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+DEATHS_WINDOW_S: Final = 300.0
+RATE_BATCHES: Final = 64
+MAX_RETRY_AFTER_S: Final = 3600
+
+
+class QueueFullError(RuntimeError):
+    """There is no room for another clip."""
+
+
+class BatchFailedError(RuntimeError):
+    """The forward pass that held this segment failed, or its worker died in it."""
+
+
+class StoppedError(RuntimeError):
+    """The batcher stopped, or its worker died too often, before this segment's turn came."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One segment's answer: its embedding [E], how long it waited, and its share of the pass, in seconds."""
+
+    embedding: NDArray[np.float32]
+    queued_s: float
+    inference_s: float
+
+
+@dataclass(slots=True)
+class _Item:
+    segment: Segment
+    future: Future[Row] = field(default_factory=Future)
+    since: float = field(default_factory=time.monotonic)
+
+
+@dataclass(eq=False, slots=True)
+class Lane:
+    """One clip's place in the queue; `reserved` segments of the queue's room are its own until released."""
+
+    batcher: "Batcher"
+    reserved: int
+    items: deque[_Item] = field(default_factory=deque)
+
+    def submit(self, segment: Segment) -> Future[Row]:
+        """Queue a segment. Raises StoppedError."""
+        return self.batcher.submit(self, segment)
+
+    def resize(self, segments: int) -> None:
+        """Give back room that this clip turned out not to need."""
+        self.batcher.reserve(self, min(segments, self.reserved))
+
+    def release(self) -> None:
+        """Leave the queue: segments that still wait are dropped, and all room is given back."""
+        self.batcher.leave(self)
+
+
+class Batcher:
+    """The queue in front of one device, and the thread that serves it. Thread-safe.
+
+    Args:
+        embed: the network's trunk, [B, samples] -> [B, E].
+        batch_segments: most segments of one forward pass.
+        batch_wait_s: longest time in seconds that a segment waits for company once the worker is free.
+        queue_segments: most segments admitted at once.
+        max_deaths: deaths of the worker within `DEATHS_WINDOW_S` after which it is not restarted.
+        on_batch: told the segments and seconds of each successful pass.
+        on_exhausted: called once when the worker died too often.
+    """
+
+    def __init__(
+        self,
+        embed: Embed,
+        *,
+        batch_segments: int,
+        batch_wait_s: float,
+        queue_segments: int,
+        max_deaths: int,
+        on_batch: Callable[[int, float], None] = lambda _segments, _seconds: None,
+        on_exhausted: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._embed = embed
+        self._batch_segments = batch_segments
+        self._batch_wait_s = batch_wait_s
+        self._queue_segments = queue_segments
+        self._max_deaths = max_deaths
+        self._on_batch = on_batch
+        self._on_exhausted = on_exhausted
+        self._changed = threading.Condition()
+        self._lanes: deque[Lane] = deque()  # those with a segment waiting, in the order of their next turn
+        self._waiting = 0
+        self._reserved = 0
+        self._busy_since = 0.0
+        self._finished = 0.0
+        self._pace: deque[tuple[int, float]] = deque(maxlen=RATE_BATCHES)
+        self._batch: list[_Item] = []
+        self._batch_since = 0.0
+        self._deaths: deque[float] = deque(maxlen=max_deaths)
+        self._stopped = False
+        self._worker: threading.Thread | None = None
+
+    # What is let in
+
+    def admit(self, segments: int) -> Lane:
+        """Reserve room for a clip with at most `segments` in the queue at once. Raises QueueFullError."""
+        lane = Lane(self, 0)
+        with self._changed:
+            if not self.has_room(segments):
+                raise QueueFullError(f"{self._reserved} of {self._queue_segments} segments are taken")
+            self._reserve(lane, segments)
+        return lane
+
+    def has_room(self, segments: int) -> bool:
+        """Whether a clip of that many segments would be admitted now."""
+        return self._reserved + segments <= self._queue_segments
+
+    def submit(self, lane: Lane, segment: Segment) -> Future[Row]:
+        """See Lane.submit."""
+        item = _Item(segment)
+        with self._changed:
+            if self._stopped:
+                raise StoppedError
+            if not lane.items:
+                self._lanes.append(lane)
+            lane.items.append(item)
+            self._waiting += 1
+            self._changed.notify_all()
+        return item.future
+
+    def reserve(self, lane: Lane, segments: int) -> None:
+        """See Lane.resize."""
+        with self._changed:
+            self._reserve(lane, segments)
+
+    def leave(self, lane: Lane) -> None:
+        """See Lane.release."""
+        with self._changed:
+            self._reserve(lane, 0)
+            self._waiting -= len(lane.items)
+            if lane.items:
+                self._lanes.remove(lane)
+            dropped, lane.items = lane.items, deque()
+        for item in dropped:
+            item.future.cancel()
+
+    def _reserve(self, lane: Lane, segments: int) -> None:
+        if self._reserved == 0:
+            self._busy_since = time.monotonic()
+        self._reserved += segments - lane.reserved
+        lane.reserved = segments
+
+    # What can be seen from outside
+
+    @property
+    def depth(self) -> int:
+        """Segments that wait for the device."""
+        return self._waiting
+
+    @property
+    def alive(self) -> bool:
+        """Whether the worker lives."""
+        return self._worker is not None and self._worker.is_alive()
+
+    @property
+    def worker_id(self) -> int | None:
+        """The worker thread's identifier, as `threading.get_ident` gives it."""
+        return self._worker.ident if self._worker else None
+
+    def oldest_wait_s(self) -> float:
+        """Seconds since the oldest segment was queued, or since the running pass began if that is longer."""
+        with self._changed:
+            since = [lane.items[0].since for lane in self._lanes]
+            if self._batch:
+                since.append(self._batch_since)
+        return max((time.monotonic() - moment for moment in since), default=0.0)
+
+    def retry_after_s(self) -> int:
+        """Whole seconds in which all admitted work is done at the measured rate."""
+        with self._changed:
+            segments = sum(count for count, _ in self._pace)
+            seconds = sum(elapsed for _, elapsed in self._pace)
+            estimate = self._reserved * seconds / segments if segments else 1.0
+        return min(max(math.ceil(estimate), 1), MAX_RETRY_AFTER_S)
+
+    # The worker
+
+    def start(self) -> None:
+        """Start the worker."""
+        self._worker = threading.Thread(target=self._work, name="batcher", daemon=True)
+        self._worker.start()
+
+    def stop(self, timeout_s: float = 5.0) -> None:
+        """Refuse what still waits with StoppedError, and wait for the running pass."""
+        self._refuse_all()
+        if self._worker is not None:
+            self._worker.join(timeout_s)
+
+    def _refuse_all(self) -> None:
+        with self._changed:
+            self._stopped = True
+            refused = [item for lane in self._lanes for item in lane.items]
+            for lane in self._lanes:
+                lane.items.clear()
+            self._lanes.clear()
+            self._waiting = 0
+            self._changed.notify_all()
+        for item in refused:
+            if item.future.set_running_or_notify_cancel():
+                item.future.set_exception(StoppedError())
+
+    def _work(self) -> None:
+        try:
+            while self._gather():
+                self._run()
+        except BaseException as error:
+            self._bury(error)
+
+    def _gather(self) -> bool:
+        """Take the next batch, in turn from the lanes; false when the batcher stopped."""
+        with self._changed:
+            while not self._waiting and not self._stopped:
+                self._changed.wait()
+            self._wait_for_company()
+            self._batch = []
+            while self._lanes and len(self._batch) < self._batch_segments:
+                self._take(self._lanes.popleft())
+            self._batch_since = time.monotonic()
+            return not self._stopped
+
+    def _wait_for_company(self) -> None:
+        until = min((lane.items[0].since for lane in self._lanes), default=0.0) + self._batch_wait_s
+        while 0 < self._waiting < self._batch_segments and not self._stopped:
+            if not self._changed.wait(max(until - time.monotonic(), 0)):
+                return
+
+    def _take(self, lane: Lane) -> None:
+        item = lane.items.popleft()
+        self._waiting -= 1
+        if lane.items:
+            self._lanes.append(lane)
+        if item.future.set_running_or_notify_cancel():
+            self._batch.append(item)
+
+    def _run(self) -> None:
+        batch, started = self._batch, self._batch_since
+        if not batch:
+            return
+        try:
+            embeddings = self._embed(np.stack([item.segment for item in batch]))
+        except Exception as error:
+            logger.exception("a forward pass failed", extra={"segments": len(batch)})
+            self._fail_batch(error)
+            return
+        took = time.monotonic() - started
+        self._note_pace(len(batch))
+        for item, embedding in zip(batch, embeddings, strict=True):
+            item.future.set_result(Row(embedding, started - item.since, took / len(batch)))
+        self._batch = []
+        self._on_batch(len(batch), took)
+
+    def _note_pace(self, segments: int) -> None:
+        # Idle time does not count, but waiting for decoders while work is admitted does: the true rate.
+        now = time.monotonic()
+        with self._changed:
+            self._pace.append((segments, now - max(self._finished, self._busy_since)))
+            self._finished = now
+
+    def _fail_batch(self, cause: BaseException) -> None:
+        failure = BatchFailedError(f"{type(cause).__name__}: {cause}")
+        failure.__cause__ = cause
+        batch, self._batch = self._batch, []
+        for item in batch:
+            if not item.future.done():
+                item.future.set_exception(failure)
+
+    def _bury(self, cause: BaseException) -> None:
+        """Fail the dead worker's batch only, then start another worker, unless too many died."""
+        logger.critical("the worker died", exc_info=cause)
+        self._fail_batch(cause)
+        now = time.monotonic()
+        self._deaths.append(now)
+        if len(self._deaths) == self._max_deaths and now - self._deaths[0] < DEATHS_WINDOW_S:
+            self._refuse_all()
+            self._on_exhausted()
+        else:
+            self.start()

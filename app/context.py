@@ -1,0 +1,86 @@
+"""What surrounds every request: its id, its line in the log, its count, and the last net under failures."""
+
+import re
+import time
+import uuid
+from typing import Final
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.logs import logger
+from app.metrics import Metrics
+from app.problems import ProblemError, response_of
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+METHODS: Final = frozenset({"GET", "POST"})
+
+
+class RequestContext:
+    """Echoes or makes X-Request-ID; logs and counts each request once; answers what nobody else caught."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        state = scope.setdefault("state", {})
+        state["started"] = started
+        state["request_id"] = request_id_of(scope)
+        answer = _Answer(send, state["request_id"])
+        try:
+            await self._app(scope, receive, answer.send)
+        except ClientDisconnect:
+            state["outcome"] = "disconnected"
+        except Exception:
+            logger.exception("unexpected failure", extra={"request_id": state["request_id"]})
+            state["outcome"] = "internal"
+            if not answer.status:
+                await response_of(ProblemError("internal"), scope)(scope, receive, answer.send)
+        finally:
+            self._note(scope, answer.status, time.monotonic() - started)
+
+    def _note(self, scope: Scope, status: int, seconds: float) -> None:
+        state = scope["state"]
+        operation = operation_of(scope)
+        outcome = state.get("outcome") or ("ok" if 0 < status < 400 else "cancelled")
+        self._metrics.requests.labels(operation, outcome).inc()
+        self._metrics.total.labels(operation).observe(seconds)
+        line = {"operation": operation, "status": status, "outcome": outcome, "ms": round(seconds * 1000, 1)}
+        logger.info(
+            "request",
+            extra={"request_id": state["request_id"], **line, "bytes": state.get("upload_bytes", 0)},
+        )
+
+
+class _Answer:
+    """The way out: remembers the status and adds the request's id."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self._send = send
+        self._request_id = request_id
+        self.status = 0
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            MutableHeaders(scope=message)["X-Request-ID"] = self._request_id
+        await self._send(message)
+
+
+def operation_of(scope: Scope) -> str:
+    """Name the operation by its route's template: few values, and nothing that a client made up."""
+    path = getattr(scope.get("route"), "path", None)
+    return f"{scope['method']} {path}" if path and scope["method"] in METHODS else "unmatched"
+
+
+def request_id_of(scope: Scope) -> str:
+    """Take the client's id if it is one that can be logged and echoed safely, else make one."""
+    asked = Headers(scope=scope).get("x-request-id", "")
+    return asked if REQUEST_ID.fullmatch(asked) else uuid.uuid4().hex

@@ -1,0 +1,135 @@
+"""The application: `create_app` puts the parts together.
+
+    uvicorn --factory app.main:create_app
+
+serves it; `music-tagger serve` does so with an orderly stop and JSON logs (see app.server).
+"""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
+from model.tagger import Tagger
+from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import RedirectResponse
+
+from app import __version__, logs, problems
+from app.admission import Admission, needs_key
+from app.context import RequestContext
+from app.pipeline import Pipeline
+from app.routes import health, model, tags
+from app.routes import problems as problem_routes
+from app.schemas import Problem
+from app.settings import Settings
+from app.state import State
+
+DESCRIPTION: Final = (
+    "Listens to a clip of music and scores independent tags. Every failure says what to do next."
+)
+
+
+def terminate() -> None:
+    """Ask this process to stop in order, as an orchestrator would."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def create_app(
+    settings: Settings | None = None,
+    *,
+    tagger: Tagger | None = None,
+    on_failure: Callable[[], None] = terminate,
+) -> FastAPI:
+    """Build the application.
+
+    Args:
+        settings: all knobs; from the environment if none are given.
+        tagger: a loaded tagger to serve; else the one that the settings name is loaded at start-up.
+        on_failure: called, from any thread, when the service cannot recover.
+    """
+    state = State(settings or Settings(), on_failure)
+    app: FastAPI = FastAPIOffline(
+        title="music-tagger",
+        version=__version__,
+        description=DESCRIPTION,
+        lifespan=_lifespan_of(state, tagger),
+        redirect_slashes=False,
+    )
+    app.state.tagger_service = state
+    problems.install(app)
+    for routes in (tags, model, health, problem_routes):
+        app.include_router(routes.router)
+    app.add_api_route("/", _home, include_in_schema=False)
+    _surround(app, state)
+    _describe(app, state.settings)
+    return app
+
+
+async def _home() -> RedirectResponse:
+    return RedirectResponse("docs")
+
+
+def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any]:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        settings = state.settings
+        logs.configure(settings.log_level)
+        loaded = tagger or await asyncio.to_thread(Tagger.load, settings.weights, settings.device)
+        pipeline = state.loaded = Pipeline(loaded, settings, state.metrics, state.fail)
+        pipeline.batcher.start()
+        warming = asyncio.create_task(_warm_up(state))
+        try:
+            yield
+        finally:
+            state.draining = True
+            warming.cancel()
+            await asyncio.to_thread(pipeline.close)
+
+    return lifespan
+
+
+async def _warm_up(state: State) -> None:
+    try:
+        await state.pipeline.warm_up()
+        state.warm = True
+    except Exception:
+        logs.logger.exception("the model failed to answer the warm-up")
+        state.fail()
+
+
+def _surround(app: FastAPI, state: State) -> None:
+    """Add what surrounds the routes; the last one added is the outermost."""
+    app.add_middleware(Admission, state=state)
+    app.add_middleware(RequestContext, metrics=state.metrics)
+    if state.settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=state.settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Request-Timeout"],
+            expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
+        )
+
+
+def _describe(app: FastAPI, settings: Settings) -> None:
+    """Complete OpenAPI by what FastAPI cannot know: the problem's schema, and the key where one is needed."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema:
+            return app.openapi_schema
+        schema = generate()
+        components = schema.setdefault("components", {})
+        components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        if settings.api_keys:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            for path, operations in schema["paths"].items():
+                for operation in operations.values() if needs_key(path) else ():
+                    operation["security"] = [{"key": []}]
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,91 @@
+"""What the service tells Prometheus; each application has its own registry."""
+
+from typing import Final
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+PREFIX: Final = "music_tagger"
+CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
+_SECONDS: Final = (
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+_SEGMENTS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_AUDIO_SECONDS: Final = (1, 5, 10, 30, 60, 120, 240, 480, 900, 1800, 3600, 7200)
+
+
+class Metrics:
+    """All metrics of one application."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = Counter(
+            f"{PREFIX}_requests",
+            "Answered requests; outcome is ok, the problem's slug, or disconnected.",
+            ("operation", "outcome"),
+            registry=self.registry,
+        )
+        self.present = Counter(
+            f"{PREFIX}_tags_present", "Clips in which a tag was present.", ("tag",), registry=self.registry
+        )
+        self.upload = self._seconds("upload", "From a request's headers to the end of its body.")
+        self.decode = self._seconds("decode", "A thread's time on decoding one clip.")
+        self.queue = self._seconds(
+            "queue", "A clip's wait for a decoder, and its longest wait for the device."
+        )
+        self.inference = self._seconds("inference", "One forward pass.")
+        self.total = self._seconds(
+            "total", "From a request's headers to the end of its answer.", ("operation",)
+        )
+        self.batch = self._histogram("batch_segments", "Segments in one forward pass.", _SEGMENTS)
+        self.audio = self._histogram(
+            "audio_seconds", "Seconds of audio listened to in one clip.", _AUDIO_SECONDS
+        )
+        self.queue_depth = self._gauge("queue_segments", "Segments that wait for the device.")
+        self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held.")
+        self.workers = self._gauge("workers_alive", "Workers that live; 0 means that nothing is served.")
+        self.ready = self._gauge("ready", "Whether /health/ready answers 200.")
+
+    def seen_batch(self, segments: int, seconds: float) -> None:
+        """Count one forward pass."""
+        self.batch.observe(segments)
+        self.inference.observe(seconds)
+
+    def exposition(self) -> bytes:
+        """Write everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _seconds(self, name: str, meaning: str, labels: tuple[str, ...] = ()) -> Histogram:
+        return Histogram(
+            f"{PREFIX}_{name}_seconds", meaning, labels, buckets=_SECONDS, registry=self.registry
+        )
+
+    def _histogram(self, name: str, meaning: str, buckets: tuple[int, ...]) -> Histogram:
+        return Histogram(f"{PREFIX}_{name}", meaning, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, meaning: str) -> Gauge:
+        return Gauge(f"{PREFIX}_{name}", meaning, registry=self.registry)

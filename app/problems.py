@@ -1,0 +1,303 @@
+"""Every failure of the service: one table, one exception, one way to answer (RFC 9457 and a hint).
+
+To add a failure, add a row to `PROBLEMS`; raise it with `ProblemError(slug)`, and name its slug in the
+`responses_for(...)` of each operation that can answer it.
+"""
+
+import http
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from model.audio import (
+    AudioError,
+    AudioTooLongError,
+    AudioTooShortError,
+    EmptyAudioError,
+    NotAudioError,
+    SilentAudioError,
+    UndecodableAudioError,
+)
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from app.schemas import Problem
+
+MEDIA_TYPE: Final = "application/problem+json"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One kind of failure: its status, and its words where an occurrence has no better ones."""
+
+    status: int
+    title: str
+    detail: str
+    hint: str
+
+
+SEND_FILE: Final = "Send the clip as the multipart field `file` (curl -F file=@song.mp3), or as the raw body."
+LATER: Final = "Send the request again after the seconds that Retry-After names."
+
+PROBLEMS: Final[Mapping[str, Kind]] = {
+    "no-clip": Kind(400, "There is no clip", "The form has no field named `file`.", SEND_FILE),
+    "empty-clip": Kind(400, "The clip is empty", "The clip holds no byte.", SEND_FILE),
+    "malformed-multipart": Kind(
+        400,
+        "The multipart body is malformed",
+        "The body ended before the closing boundary.",
+        "Let the HTTP client build the form, Content-Type header with its boundary included.",
+    ),
+    "bad-combination": Kind(
+        400,
+        "The parameters do not fit together",
+        "threshold gives both one number for all tags and numbers by tag.",
+        "Give `threshold=0.5`, or `threshold=vocal:0.6,pop:0.4`, and each parameter once.",
+    ),
+    "bad-request": Kind(
+        400,
+        "The request cannot be understood",
+        "The request is not valid HTTP.",
+        "See /docs for the operations.",
+    ),
+    "key-missing": Kind(
+        401,
+        "A key is needed",
+        "The request bears no API key.",
+        "Send the header `Authorization: Bearer KEY` with the key that the operator gave you.",
+    ),
+    "key-wrong": Kind(
+        403,
+        "The key is wrong",
+        "The API key is not known here.",
+        "Ask the operator of this service for a valid key.",
+    ),
+    "not-found": Kind(
+        404, "There is nothing here", "No operation has this path.", "See /docs for the operations."
+    ),
+    "method-not-allowed": Kind(
+        405,
+        "The method does not fit the path",
+        "This path does not take this method.",
+        "Use a method that the Allow header names; see /docs.",
+    ),
+    "slow-body": Kind(
+        408,
+        "The body arrives too slowly",
+        "No byte of the body arrived for 10 s.",
+        "Send it again over a faster line, or send a smaller file: MP3 or Opus instead of WAV.",
+    ),
+    "too-many-bytes": Kind(
+        413,
+        "The upload is too large",
+        "The body has more than 128 MB.",
+        "Send a compressed file (MP3, Opus, M4A) or a part of the song.",
+    ),
+    "too-many-seconds": Kind(
+        413,
+        "The clip is too long",
+        "The clip holds more than 7200 s of audio.",
+        "Choose a part with start_s and duration_s, or cut the clip.",
+    ),
+    "not-audio": Kind(
+        415,
+        "This is not audio that is known here",
+        "No audio was recognised in the clip.",
+        "Send WAV, FLAC, MP3, OGG/Vorbis, Opus, M4A/AAC, WebM or AIFF.",
+    ),
+    "media-type": Kind(
+        415,
+        "The body's media type does not fit",
+        "Content-Type is application/json.",
+        "Send multipart/form-data with the field `file`, or the clip as the raw body with "
+        "`Content-Type: application/octet-stream`.",
+    ),
+    "undecodable": Kind(
+        422,
+        "The audio cannot be decoded",
+        "The clip is recognised but holds no sample that can be decoded.",
+        "Check that the file plays elsewhere, then export it again.",
+    ),
+    "too-short": Kind(
+        422, "The clip is too short", "The clip holds 0.05 s of audio; 1 s is needed.", "Send a longer clip."
+    ),
+    "silent": Kind(
+        422,
+        "The clip is silent",
+        "The clip is silent from beginning to end.",
+        "Send a part in which something sounds.",
+    ),
+    "bad-parameter": Kind(
+        422,
+        "A parameter is not valid",
+        "threshold: there is no tag `rock`.",
+        "Correct the parameter that the detail names; see /docs.",
+    ),
+    "queue-full": Kind(429, "The queue is full", "As much work is admitted as the service can hold.", LATER),
+    "bytes-full": Kind(
+        429, "Too many uploads at once", "As many bytes are held as the service can hold.", LATER
+    ),
+    "internal": Kind(
+        500,
+        "The service failed",
+        "An unexpected failure; the log holds it under this request's id.",
+        "Send the request again; if it fails again, tell the operator the id in X-Request-ID.",
+    ),
+    "batch-failed": Kind(
+        500,
+        "The network failed on this clip's batch",
+        "The forward pass that held a part of this clip failed.",
+        "Send the clip again; if it fails again, tell the operator the id in X-Request-ID.",
+    ),
+    "not-ready": Kind(503, "The service is not ready", "The model is warming up.", LATER),
+    "draining": Kind(503, "The service is stopping", "This instance takes no new work.", LATER),
+    "late-in-queue": Kind(
+        503,
+        "The deadline passed in the queue",
+        "The work had not begun after 120 s.",
+        "Send it again after the seconds that Retry-After names, or give it more time by X-Request-Timeout.",
+    ),
+    "late-at-work": Kind(
+        504,
+        "The deadline passed while working",
+        "The clip was not done after 120 s.",
+        "Give the request more time by X-Request-Timeout, or choose a part with start_s and duration_s.",
+    ),
+}
+
+AUDIO_PROBLEMS: Final[Mapping[type[AudioError], str]] = {
+    EmptyAudioError: "empty-clip",
+    NotAudioError: "not-audio",
+    UndecodableAudioError: "undecodable",
+    AudioTooShortError: "too-short",
+    AudioTooLongError: "too-many-seconds",
+    SilentAudioError: "silent",
+}
+_BY_STATUS: Final = {404: "not-found", 405: "method-not-allowed"}
+_EVERYWHERE: Final = ("internal",)
+_KEYS: Final = ("key-missing", "key-wrong")
+
+
+class ProblemError(Exception):
+    """A failure to be answered: a row of `PROBLEMS`, with what is known of this occurrence.
+
+    `retry_after_s` (whole seconds) becomes the Retry-After header.
+    """
+
+    def __init__(
+        self,
+        slug: str,
+        detail: str | None = None,
+        *,
+        hint: str | None = None,
+        retry_after_s: int | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        self.slug = slug
+        self.kind = PROBLEMS[slug]
+        self.detail = detail or self.kind.detail
+        self.hint = hint or self.kind.hint
+        self.headers = dict(headers or {})
+        if retry_after_s is not None:
+            self.headers["Retry-After"] = str(retry_after_s)
+        super().__init__(f"{slug}: {self.detail}")
+
+
+def problem_of(slug: str, detail: str, hint: str, instance: str) -> Problem:
+    """Fill in the wire form of one failure."""
+    kind = PROBLEMS[slug]
+    return Problem(
+        type=f"/problems/{slug}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        instance=instance,
+        hint=hint,
+    )
+
+
+def response_of(error: ProblemError, scope: Scope) -> Response:
+    """Answer a failure, and note it as the request's outcome."""
+    state = scope.setdefault("state", {})
+    state["outcome"] = error.slug
+    instance = f"{scope.get('path', '')}#{state.get('request_id', '')}"
+    body = problem_of(error.slug, error.detail, error.hint, instance).model_dump()
+    return JSONResponse(body, error.kind.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def from_audio(error: AudioError) -> ProblemError:
+    """Map what the decoder found to its problem; the decoder's own words are kept."""
+    slug = next(
+        (AUDIO_PROBLEMS[kind] for kind in type(error).__mro__ if kind in AUDIO_PROBLEMS), "undecodable"
+    )
+    return ProblemError(slug, str(error), hint=error.hint)
+
+
+def _from_http(error: HTTPException) -> ProblemError:
+    slug = _BY_STATUS.get(error.status_code, "bad-request" if error.status_code < 500 else "internal")
+    detail = str(error.detail) if slug == "bad-request" else None
+    return ProblemError(slug, detail, headers=error.headers)
+
+
+def _from_validation(error: RequestValidationError) -> ProblemError:
+    findings = [
+        f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors()
+    ]
+    return ProblemError("bad-parameter", "; ".join(findings))
+
+
+def install(app: FastAPI) -> None:
+    """Turn every failure under this application, the framework's own too, into a problem."""
+
+    async def on_problem(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ProblemError)  # noqa: S101 - Starlette's handler type is wider than its promise
+        return response_of(error, request.scope)
+
+    async def on_audio(request: Request, error: Exception) -> Response:
+        assert isinstance(error, AudioError)  # noqa: S101
+        return response_of(from_audio(error), request.scope)
+
+    async def on_http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        return response_of(_from_http(error), request.scope)
+
+    async def on_validation(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return response_of(_from_validation(error), request.scope)
+
+    app.add_exception_handler(ProblemError, on_problem)
+    app.add_exception_handler(AudioError, on_audio)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(RequestValidationError, on_validation)
+
+
+def responses_for(*slugs: str, key: bool = True) -> dict[int | str, dict[str, Any]]:
+    """Declare an operation's failures for OpenAPI: one example for each slug, gathered by status.
+
+    `key`: whether the operation needs a key where keys are configured.
+    """
+    declared: dict[int | str, dict[str, Any]] = {}
+    for slug in (*slugs, *(_KEYS if key else ()), *_EVERYWHERE):
+        kind = PROBLEMS[slug]
+        entry = declared.setdefault(kind.status, _empty_declaration(kind.status))
+        example = problem_of(slug, kind.detail, kind.hint, "/v1/tags#2f1c7a5e9b0d4c3f8a6e1d2b3c4f5a60")
+        entry["content"][MEDIA_TYPE]["examples"][slug] = {
+            "summary": kind.title,
+            "value": example.model_dump(),
+        }
+    return dict(sorted(declared.items(), key=lambda item: int(item[0])))
+
+
+def _empty_declaration(status: int) -> dict[str, Any]:
+    declaration: dict[str, Any] = {
+        "description": http.HTTPStatus(status).phrase,
+        "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}},
+    }
+    if status in (429, 503):
+        declaration["headers"] = {
+            "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+        }
+    return declaration

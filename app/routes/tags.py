@@ -1,0 +1,170 @@
+"""POST /v1/tags: one clip in, its scores out."""
+
+import time
+from collections.abc import Mapping
+from typing import Annotated, Any, Final
+
+from fastapi import APIRouter, Query, Request, Response
+from model.bundle import Bundle
+from model.tagger import Tagging
+
+from app.admission import attend
+from app.pipeline import Work
+from app.problems import ProblemError, responses_for
+from app.schemas import Audio, ModelName, TagQuery, TagResponse, TagScore, Timing, Window
+from app.state import State, WithState
+from app.uploads import read_clip
+
+router = APIRouter(tags=["tags"])
+
+_BINARY: Final = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+_BODY: Final[dict[str, Any]] = {
+    "requestBody": {
+        "required": True,
+        "description": "The clip, as a form's field or as the raw body; its format is told by content.",
+        "content": {
+            "multipart/form-data": {
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}}
+            },
+            "application/octet-stream": {"schema": _BINARY},
+            "audio/*": {"schema": _BINARY},
+        },
+    },
+    "parameters": [
+        {
+            "name": "X-Request-Timeout",
+            "in": "header",
+            "description": "Seconds in which the answer is wanted; cut to the operator's maximum.",
+            "schema": {"type": "number", "exclusiveMinimum": 0},
+            "example": 30,
+        }
+    ],
+}
+_RESPONSES: Final = responses_for(
+    *("no-clip", "empty-clip", "malformed-multipart", "bad-combination", "slow-body", "too-many-bytes"),
+    *("too-many-seconds", "not-audio", "media-type", "undecodable", "too-short", "silent", "bad-parameter"),
+    *("queue-full", "bytes-full", "batch-failed", "not-ready", "draining", "late-in-queue", "late-at-work"),
+)
+
+
+@router.post(
+    "/v1/tags",
+    summary="Tag one clip",
+    responses=_RESPONSES,
+    openapi_extra=_BODY,
+    response_model_exclude_none=True,
+)
+async def tag_clip(
+    request: Request, response: Response, query: Annotated[TagQuery, Query()], state: WithState
+) -> TagResponse:
+    """Score one clip of music: independent tags, each with a calibrated probability.
+
+    WAV, FLAC, MP3, OGG/Vorbis, Opus, M4A/AAC, WebM or AIFF. Nothing of the clip is kept after the answer.
+    """
+    refuse_repeated(request)
+    thresholds = parse_thresholds(query.threshold, state.pipeline.tagger.bundle)
+    clip = await read_clip(request)
+    work = Work()
+    tagging = await attend(
+        request,
+        state.pipeline.tag(clip, work, start_s=query.start_s, duration_s=query.duration_s),
+        work,
+        state,
+    )
+    answer = answer_of(tagging, thresholds, query, state, timing_of(work, request.state.started))
+    observe(answer, work, state)
+    response.headers["Server-Timing"] = server_timing(
+        answer.timing_ms, getattr(request.state, "upload_s", 0.0)
+    )
+    return answer
+
+
+def refuse_repeated(request: Request) -> None:
+    """Raise ProblemError if a query parameter is given twice, as only one of the two could be obeyed."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ProblemError("bad-combination", f"{', '.join(repeated)}: given more than once.")
+
+
+def parse_thresholds(text: str | None, bundle: Bundle) -> Mapping[str, float]:
+    """Read `0.5` or `vocal:0.6,pop:0.4` into one threshold a tag, the bundle's own where none is named.
+
+    Raises ProblemError.
+    """
+    if text is None:
+        return bundle.thresholds
+    parts = [part.strip() for part in text.split(",")]
+    by_tag = [part for part in parts if ":" in part]
+    if not by_tag and len(parts) == 1:
+        return dict.fromkeys(bundle.tags, _threshold(text, bundle))
+    if len(by_tag) < len(parts):
+        raise ProblemError("bad-combination", "threshold mixes numbers for all tags with numbers by tag.")
+    asked: dict[str, float] = {}
+    for part in by_tag:
+        tag, _, number = part.rpartition(":")
+        if tag not in bundle.tags:
+            raise _bad_threshold(f"there is no tag `{tag}`", bundle)
+        if tag in asked:
+            raise ProblemError("bad-combination", f"threshold names `{tag}` twice.")
+        asked[tag] = _threshold(number, bundle)
+    return {**bundle.thresholds, **asked}
+
+
+def _threshold(text: str, bundle: Bundle) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise _bad_threshold(f"`{text}` is not a number from 0 to 1", bundle)
+    return value
+
+
+def _bad_threshold(what: str, bundle: Bundle) -> ProblemError:
+    tags = ", ".join(bundle.tags)
+    hint = f"Give a number from 0 to 1 for all tags, or TAG:NUMBER pairs; the tags are {tags}."
+    return ProblemError("bad-parameter", f"threshold: {what}.", hint=hint)
+
+
+def timing_of(work: Work, started: float) -> Timing:
+    """Where this request's time went."""
+    return Timing(
+        decode=round(work.decode_s * 1000, 1),
+        queue=round(work.queue_s * 1000, 1),
+        inference=round(work.inference_s * 1000, 1),
+        total=round((time.monotonic() - started) * 1000, 1),
+    )
+
+
+def server_timing(timing: Timing, upload_s: float) -> str:
+    """Write the Server-Timing header."""
+    durations = {"upload": round(upload_s * 1000, 1), **timing.model_dump()}
+    return ", ".join(f"{name};dur={milliseconds}" for name, milliseconds in durations.items())
+
+
+def answer_of(
+    tagging: Tagging, thresholds: Mapping[str, float], query: TagQuery, state: State, timing: Timing
+) -> TagResponse:
+    """Put the tagger's findings into the wire's form."""
+    bundle = state.pipeline.tagger.bundle
+    tags = [
+        TagScore(tag=tag, score=score, present=score >= thresholds[tag], threshold=thresholds[tag])
+        for tag, score in tagging.scores.items()
+    ]
+    windows = [Window(start_s=w.start_s, end_s=w.end_s, scores=w.scores) for w in tagging.windows]
+    return TagResponse(
+        tags=tags,
+        windows=windows if query.windows else None,
+        audio=Audio.model_validate(tagging.audio, from_attributes=True),
+        model=ModelName(name=bundle.name, version=bundle.version, sha256=bundle.sha256),
+        timing_ms=timing,
+    )
+
+
+def observe(answer: TagResponse, work: Work, state: State) -> None:
+    """Tell Prometheus of one answered clip."""
+    state.metrics.decode.observe(work.decode_s)
+    state.metrics.queue.observe(work.queue_s)
+    state.metrics.audio.observe(answer.audio.analysed_s)
+    for tag in answer.tags:
+        state.metrics.present.labels(tag.tag).inc(tag.present)

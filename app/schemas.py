@@ -1,0 +1,204 @@
+"""The wire contract, v1: the query that goes in and the JSON that comes out, whatever the bundle's tags."""
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Score = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0)]
+Milliseconds = Annotated[float, Field(ge=0)]
+
+_TAGS: Final = [
+    {"tag": "vocal", "score": 0.973, "present": True, "threshold": 0.41},
+    {"tag": "dance", "score": 0.881, "present": True, "threshold": 0.37},
+    {"tag": "soundtrack", "score": 0.024, "present": False, "threshold": 0.52},
+    {"tag": "pop", "score": 0.79, "present": True, "threshold": 0.44},
+]
+_WINDOW: Final = {
+    "start_s": 0.0,
+    "end_s": 10.0,
+    "scores": {"vocal": 0.41, "dance": 0.9, "soundtrack": 0.03, "pop": 0.71},
+}
+_AUDIO: Final = {
+    "format": "mp3",
+    "codec": "mp3",
+    "sample_rate_hz": 44100,
+    "channels": 2,
+    "duration_s": 213.4,
+    "analysed_s": 213.4,
+}
+_SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+_MODEL: Final = {"name": "music-tagger", "version": "1.0.0", "sha256": _SHA256}
+_TIMING: Final = {"decode": 61.2, "queue": 3.1, "inference": 40.7, "total": 106.0}
+
+
+def _example(example: dict[str, Any], extra: Literal["ignore", "forbid"] = "ignore") -> ConfigDict:
+    return ConfigDict(json_schema_extra={"examples": [example]}, extra=extra)
+
+
+class TagQuery(BaseModel):
+    """How to tag the clip; a name that is not listed here is refused, so that no typing error goes unseen."""
+
+    model_config = _example({"windows": True, "threshold": "vocal:0.6,pop:0.4"}, extra="forbid")
+
+    windows: bool = Field(default=False, description="Add the timeline: the scores of every window.")
+    threshold: str | None = Field(
+        default=None,
+        max_length=2000,
+        description="From which score a tag is present: one number for all (`0.5`), or by tag "
+        "(`vocal:0.6,pop:0.4`); the others keep the model's own.",
+        examples=["0.5", "vocal:0.6,pop:0.4"],
+    )
+    start_s: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Skip so many seconds.")
+    duration_s: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Listen to so many seconds at most; empty: to the end.",
+    )
+
+
+class TagScore(BaseModel):
+    """One tag's answer. Tags do not exclude each other: the scores do not sum to one."""
+
+    model_config = _example(_TAGS[0])
+
+    tag: str
+    score: Score = Field(description="Calibrated probability that the tag applies.")
+    present: bool = Field(description="Whether score >= threshold.")
+    threshold: Score = Field(description="The model's own, or as the request said.")
+
+
+class Window(BaseModel):
+    """The scores of one stretch of the clip; neighbours overlap."""
+
+    model_config = _example(_WINDOW)
+
+    start_s: Seconds
+    end_s: Seconds
+    scores: dict[str, Score]
+
+
+class Audio(BaseModel):
+    """What was found in the clip."""
+
+    model_config = _example(_AUDIO)
+
+    format: str = Field(description="Container, told by content.")
+    codec: str
+    sample_rate_hz: int = Field(description="Of the clip, before resampling.", gt=0)
+    channels: int = Field(gt=0)
+    duration_s: Seconds = Field(description="Length of the clip.")
+    analysed_s: Seconds = Field(description="How much of it was listened to.")
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    model_config = _example(_MODEL)
+
+    name: str
+    version: str
+    sha256: str = Field(description="Of the weights.")
+
+
+class Timing(BaseModel):
+    """Where the time went, in milliseconds. The steps overlap, so the parts need not sum to total."""
+
+    model_config = _example(_TIMING)
+
+    decode: Milliseconds = Field(description="A thread spent on decoding this clip.")
+    queue: Milliseconds = Field(description="Waiting for a decoder, and the longest wait for the device.")
+    inference: Milliseconds = Field(
+        description="This clip's share of the forward passes that it was part of."
+    )
+    total: Milliseconds = Field(description="From the request's headers to this answer, upload included.")
+
+
+class TagResponse(BaseModel):
+    """The answer to one clip."""
+
+    model_config = _example(
+        {"tags": _TAGS, "windows": [_WINDOW], "audio": _AUDIO, "model": _MODEL, "timing_ms": _TIMING}
+    )
+
+    tags: list[TagScore] = Field(description="In the model's order.")
+    windows: list[Window] | None = Field(default=None, description="Only with `windows=true`.")
+    audio: Audio
+    model: ModelName
+    timing_ms: Timing
+
+
+class TagMeaning(BaseModel):
+    """One tag of the model."""
+
+    model_config = _example(
+        {
+            "tag": "vocal",
+            "meaning": "a human voice sings, raps or chants as part of the music",
+            "threshold": 0.41,
+        }
+    )
+
+    tag: str
+    meaning: str
+    threshold: Score
+
+
+class ModelResponse(BaseModel):
+    """The model that serves."""
+
+    model_config = _example(
+        {
+            **_MODEL,
+            "device": "cpu",
+            "sample_rate_hz": 16000,
+            "window_s": 10.0,
+            "hop_s": 5.0,
+            "tags": [
+                {"tag": "vocal", "meaning": "a human voice sings, raps or chants", "threshold": 0.41},
+                {"tag": "dance", "meaning": "made to dance to: a steady beat carries it", "threshold": 0.37},
+            ],
+            "metrics": {"vocal": {"roc_auc": 0.97, "average_precision": 0.95}},
+        }
+    )
+
+    name: str
+    version: str
+    sha256: str
+    device: str
+    sample_rate_hz: int
+    window_s: float
+    hop_s: float
+    tags: list[TagMeaning]
+    metrics: dict[str, Any] = Field(description="Measured on held-out clips, as stored beside the weights.")
+
+
+class Health(BaseModel):
+    """The state of this instance."""
+
+    model_config = _example({"status": "ready"})
+
+    status: str
+
+
+class Problem(BaseModel):
+    """A failure, after RFC 9457, with a hint that says what to do next."""
+
+    model_config = _example(
+        {
+            "type": "/problems/too-short",
+            "title": "The clip is too short",
+            "status": 422,
+            "detail": "The clip holds 0.05 s of audio; at least 1 s is needed.",
+            "instance": "/v1/tags#2f1c7a5e9b0d4c3f8a6e1d2b3c4f5a60",
+            "hint": "Send a longer clip.",
+        }
+    )
+
+    type: str = Field(description="Which problem: a relative URI that describes it.")
+    title: str = Field(description="The same for every occurrence of the type.")
+    status: int = Field(ge=400, le=599)
+    detail: str = Field(description="What was wrong this time.")
+    instance: str = Field(description="The path and the request's id, which the log names too.")
+    hint: str = Field(description="What to do next.")

@@ -1,0 +1,79 @@
+"""The server process: uvicorn, with a stop that finishes what was admitted and an exit code that tells."""
+
+import signal
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from app import logs
+from app.main import create_app
+from app.settings import Settings
+from app.state import State
+
+CLOSING_S = 3
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM or SIGINT: not ready at once, admitted work finishes in time, then the port closes.
+
+    uvicorn alone would close the port first, so that nobody could see that the instance is not ready any
+    more, and would end the process by the signal instead of with exit code 0.
+    """
+
+    def __init__(self, config: uvicorn.Config, state: State) -> None:
+        super().__init__(config)
+        self._state = state
+        self._told = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Begin to stop; a second SIGINT stops without waiting."""
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        elif not self.should_exit:
+            self.should_exit = self._state.draining = True
+            self._told = time.monotonic()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Whether to close the port now; uvicorn asks ten times a second."""
+        return await super().on_tick(counter) and self._may_close()
+
+    def _may_close(self) -> bool:
+        waited = time.monotonic() - self._told
+        settings = self._state.settings
+        if self.force_exit or self._state.failed:
+            return True
+        if waited > settings.grace_s:
+            self._state.pipeline.batcher.stop(0)  # what still waits is answered with 503
+            return True
+        return self._state.admitted == 0 and waited >= settings.drain_delay_s
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop. Returns the process's exit code: 0 in order, 1 if the service failed.
+
+    Exits with 3 if the start fails: no free port, no weights.
+    """
+    logs.configure(settings.log_level)
+    app = create_app(settings)
+    state: State = app.state.tagger_service
+    server = Server(_config(app, settings), state)
+    server.run()
+    return 1 if state.failed else 0
+
+
+def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=CLOSING_S,
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(serve(Settings()))

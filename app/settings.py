@@ -1,0 +1,139 @@
+"""Every knob of the service, read from the environment (`TAGGER_<NAME>`), with the consequence of turning it.
+
+One megabyte (MB) is 1,000,000 bytes. A *segment* is the unit of work on the device: one hop (5 s) of audio.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+BYTES_PER_MB = 1_000_000
+
+
+def hash_key(key: str) -> str:
+    """Return the SHA-256 of an API key as hex: only this form of a key is held in memory."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def _split(value: str | Iterable[str]) -> tuple[str, ...]:
+    """`"a, b"` or `["a", "b"]` -> `("a", "b")`."""
+    parts = value.split(",") if isinstance(value, str) else value
+    return tuple(part.strip() for part in parts if part.strip())
+
+
+def _hash_keys(value: str | Iterable[str]) -> tuple[str, ...]:
+    return tuple(hash_key(key) for key in _split(value))
+
+
+class Settings(BaseSettings):
+    """All settings; an unknown value or a bad combination stops the start with a message that names it."""
+
+    model_config = SettingsConfigDict(env_prefix="TAGGER_", frozen=True, use_attribute_docstrings=True)
+
+    host: str = "127.0.0.1"
+    """Address to listen on. 127.0.0.1: this machine only. 0.0.0.0: everyone who can reach it, so set keys."""
+    port: int = Field(default=8000, ge=0, le=65535)
+    """TCP port. 0 takes any free one (the log names it); below 1024 needs privileges."""
+    log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
+    """Least level that is logged. warning: no line a request, so only the metrics count them."""
+
+    weights: Path | None = None
+    """Folder of the bundle (tagger.json, tagger.safetensors). Empty: the one that is shipped."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")
+    """Where the network runs. auto takes CUDA, then MPS, then CPU; a named one that is missing stops the
+    start."""
+
+    max_upload_mb: float = Field(default=128.0, gt=0, le=4096)
+    """MB of one request's body. Low: long lossless clips get 413. High: one request may hold that much memory
+    (an hour of MP3 at 128 kbit/s is 58 MB, of CD-quality WAV 635 MB)."""
+    max_inflight_mb: float = Field(default=512.0, gt=0, le=1_048_576)
+    """MB of all bodies held at once; at least `max_upload_mb`. Low: parallel uploads get 429. High: that much
+    memory may be taken beside the model."""
+    upload_timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    """Seconds for a whole body to arrive. Low: honest clients on slow lines get 408. High: slow bodies hold
+    memory longer."""
+    upload_idle_s: float = Field(default=10.0, gt=0, le=600)
+    """Seconds without any byte before a body is given up with 408. Low: a hiccup of the network loses the
+    upload. High: stalled clients hold memory longer."""
+
+    min_audio_s: float = Field(default=1.0, ge=0.1, le=10)
+    """Shortest clip in seconds. Low: scores from too little sound to judge by. High: jingles get 422."""
+    max_audio_s: float = Field(default=7200.0, gt=0, le=86_400)
+    """Longest clip in seconds, counted while decoding. Low: DJ sets get 413. High: one small file of silence
+    can keep the service busy for that long a song."""
+
+    request_timeout_s: float = Field(default=120.0, gt=0, le=3600)
+    """Seconds from a request's headers to its answer when it names none. Low: long songs get 503 or 504 under
+    load. High: clients wait long for a late no."""
+    max_request_timeout_s: float = Field(default=600.0, gt=0, le=3600)
+    """Most seconds that `X-Request-Timeout` may ask for; more is cut to this. At least
+    `request_timeout_s`."""
+
+    decode_threads: int = Field(default=os.cpu_count() or 1, ge=1, le=256)
+    """Clips decoded at the same moment. Low: the device waits for audio. High: decoding and the network fight
+    for the same cores, and latency spreads."""
+    batch_segments: int = Field(default=8, ge=1, le=1024)
+    """Most segments of one forward pass. Low: a GPU idles. High: each pass takes longer, more memory is used,
+    and short clips wait behind it."""
+    batch_wait_ms: float = Field(default=5.0, ge=0, le=1000)
+    """Most milliseconds that the first segment waits for company. Low: small batches. High: that much latency
+    for a lone clip; it buys nothing on a CPU."""
+    clip_segments: int = Field(default=16, ge=1, le=4096)
+    """Most segments of one clip decoded ahead of the device (0.3 MB each). Low: the device waits for this
+    clip's decoder. High: more memory a clip, and fewer clips fit the queue."""
+    queue_segments: int = Field(default=1024, ge=1, le=1_000_000)
+    """Most segments admitted at once; a new clip counts `clip_segments` until it proves shorter. Low: 429
+    though the deadline could be kept. High: admitted clips wait longer, up to their deadline."""
+
+    max_wait_s: float = Field(default=60.0, gt=0, le=3600)
+    """Age in seconds of the oldest waiting work from which `/health/ready` is 503. Low: a burst takes the
+    instance out of rotation. High: a stuck one stays in it."""
+    max_worker_deaths: int = Field(default=3, ge=1, le=100)
+    """Deaths of the worker within five minutes after which the process exits, to be replaced. Low: one bad
+    moment costs a restart. High: a broken device goes on failing requests."""
+    grace_s: float = Field(default=30.0, ge=0, le=3600)
+    """Seconds after SIGTERM in which admitted work may finish. Low: clips are cut off with 503. High: a stop
+    takes longer; keep it under the orchestrator's own limit."""
+    drain_delay_s: float = Field(default=0.5, ge=0, le=300)
+    """Least seconds after SIGTERM in which `/health/ready` still answers (503). Low: a load balancer may go
+    on sending to a closed port. High: each stop takes at least that long."""
+
+    api_keys: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_hash_keys)] = Field(
+        default=(), repr=False
+    )
+    """Keys, separated by commas, of which a request must bear one (`Authorization: Bearer KEY`); hashed at
+    once. Empty: the service is open to whoever reaches it. Health, documentation and the page are always
+    open."""
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
+    """Origins, separated by commas, whose web pages may call the service. Empty: none (CORS is off). `*`:
+    any."""
+
+    @model_validator(mode="after")
+    def _check_combinations(self) -> Self:
+        for small, large in (
+            ("max_upload_mb", "max_inflight_mb"),
+            ("min_audio_s", "max_audio_s"),
+            ("request_timeout_s", "max_request_timeout_s"),
+            ("clip_segments", "queue_segments"),
+            ("batch_segments", "queue_segments"),
+        ):
+            if getattr(self, small) > getattr(self, large):
+                raise ValueError(
+                    f"{small} must not exceed {large}: lower TAGGER_{small.upper()} or raise the other"
+                )
+        return self
+
+    @property
+    def max_upload_bytes(self) -> int:
+        """Bytes of one request's body."""
+        return int(self.max_upload_mb * BYTES_PER_MB)
+
+    @property
+    def max_inflight_bytes(self) -> int:
+        """Bytes of all bodies held at once."""
+        return int(self.max_inflight_mb * BYTES_PER_MB)
