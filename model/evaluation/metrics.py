@@ -20,8 +20,8 @@ RESAMPLES = 1000
 CONFIDENCE = 0.95
 CALIBRATION_BINS = 10
 MIN_USABLE_RESAMPLES = 0.8
-"""Share of resamples in which a metric must be defined; of fewer, an interval would tell of the lucky ones only.
-A class that stands in k of many sources is missing from about exp(-k) of the resamples: two sources are enough."""
+"""Share of resamples in which a metric must be defined; of fewer, an interval would tell of lucky draws only.
+A class that stands in k of many sources is missing from about exp(-k) of the draws: two sources suffice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def weighted_roc_auc(labels: NDArray[np.bool_], scores: Floats, weights: Floats)
 
 
 def weighted_average_precision(labels: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
-    """Precision summed over recall's steps, not interpolated: weights [R, N] -> [R]; nan without positives."""
+    """Precision summed over recall's steps, not interpolated: weights [R, N] -> [R]; nan with no positive."""
     hits, misses = _cumulated(labels, scores, weights)
     precision = np.nan_to_num(_divide(hits[:, 1:], hits[:, 1:] + misses[:, 1:]))
     return _divide((np.diff(hits, axis=1) * precision).sum(axis=1), hits[:, -1])

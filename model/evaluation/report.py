@@ -1,9 +1,12 @@
-"""Run a tagger over labelled clips, and tell what it is worth: a table, and a report as Markdown with plots."""
+"""Run a tagger over labelled clips and tell what it is worth: a table, and a Markdown report with plots."""
 
 import csv
+import json
+import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,6 +58,19 @@ class Evaluation:
     def sources(self) -> NDArray[np.str_]:
         """The source of each clip, [N]."""
         return np.array([clip.source for clip in self.clips], np.str_)
+
+
+def check_generated(clips: Sequence[Clip], generated: Sequence[str]) -> None:
+    """Check the names of generated sources before an hour of scoring is spent.
+
+    Raises:
+        ValueError: one of them is the source of no clip.
+    """
+    unknown = sorted(set(generated) - {clip.source for clip in clips})
+    if unknown:
+        raise ValueError(
+            f"no clip has the source {', '.join(unknown)}: name sources as the manifest writes them"
+        )
 
 
 def score_clips(tagger: Tagger, clips: Sequence[Clip], progress: Progress = iter) -> Evaluation:
@@ -120,18 +136,20 @@ def terminal_table(metrics: Sequence[TagMetrics], title: str) -> Table:
     return table
 
 
+def metrics_json(metrics: Sequence[TagMetrics]) -> str:
+    """Write the metrics as a JSON array; what is not defined is null."""
+    rows = [asdict(item) for item in metrics]
+    return json.dumps([_without_nan(row) for row in rows], indent=2)
+
+
 def write_report(evaluation: Evaluation, folder: Path, generated: Sequence[str] = ()) -> Path:
-    """Write `report.md`, its plots and `scores.csv` into a folder, which is made; return the path of the report.
+    """Write `report.md`, its plots and `scores.csv` into a folder, made if missing; return the report's path.
 
     Args:
         evaluation: what was scored.
         folder: where to write; files of an earlier report are replaced.
-        generated: names of the sources whose clips were made by a music generator; told apart if any is named.
-
-    Raises:
-        ValueError: a name in `generated` is no source of these clips.
+        generated: sources whose clips a music generator made; told apart if any is named.
     """
-    _check_sources(evaluation, generated)
     folder.mkdir(parents=True, exist_ok=True)
     labels, scores, right = evaluation.labels, evaluation.scores, labels_met(evaluation)
     plot_roc(evaluation.tags, labels, scores, folder / "roc.png")
@@ -163,12 +181,10 @@ def labels_met(evaluation: Evaluation) -> dict[str, NDArray[np.int64]]:
     return counts
 
 
-def _check_sources(evaluation: Evaluation, generated: Sequence[str]) -> None:
-    unknown = sorted(set(generated) - set(evaluation.sources.tolist()))
-    if unknown:
-        raise ValueError(
-            f"no clip has the source {', '.join(unknown)}: name sources as the manifest writes them"
-        )
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _metric_rows(metrics: Sequence[TagMetrics]) -> list[tuple[str, ...]]:
@@ -198,9 +214,11 @@ def _overview(evaluation: Evaluation) -> list[str]:
     return [
         f"# Evaluation of {evaluation.title}",
         "",
-        f"{len(evaluation.clips)} clips of {len(set(evaluation.sources.tolist()))} sources. A tag is measured on the",
-        "clips whose label is known. [low, high] is the 95% interval, bootstrapped by source; chance is what random",
-        "scores reach as average precision; ECE is the expected calibration error over ten bins.",
+        f"{len(evaluation.clips)} clips of {len(set(evaluation.sources.tolist()))} sources.",
+        "A tag is measured on the clips whose label is known.",
+        "[low, high] is the 95% interval, bootstrapped by source;",
+        "chance is what random scores reach as average precision;",
+        "ECE is the expected calibration error over ten bins.",
         "",
         *_markdown_table(HEADER, _metric_rows(metrics)),
         "",

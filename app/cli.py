@@ -1,0 +1,286 @@
+"""The command `music-tagger`: serve, tag files, train, evaluate.
+
+Heavy imports stand in the commands, so that `--help` answers at once. Exit codes: 0 all is well, 1 some clip
+failed, 2 the command cannot be carried out as it was typed.
+"""
+
+import io
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from app import __version__
+from app.output import Failed, Format, Outcome, Tagged, writer_of
+
+if TYPE_CHECKING:
+    from model.tagger import Tagger
+    from model.training.corpus import Clip
+
+cli = typer.Typer(
+    name="music-tagger",
+    help="Listens to music and scores independent tags.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
+
+
+class TableFormat(StrEnum):
+    """What `evaluate` writes to standard output."""
+
+    TABLE = "table"
+    JSON = "json"
+
+
+Item = TypeVar("Item")
+
+WIDE = 160
+"""Columns of a table that goes into a file or a pipe, where nothing tells how wide it may be."""
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder of a bundle (tagger.json, tagger.safetensors); without it, the one that is shipped."
+    ),
+]
+Device = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    # A path may hold bytes that are no UTF-8; printed as it is, the next program in a pipe can still open it.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="surrogateescape")
+    cli()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"music-tagger {__version__}")
+        raise typer.Exit
+
+
+@cli.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
+    ] = False,
+) -> None:
+    """Listens to music and scores independent tags."""
+
+
+@cli.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port.  [default: 8000]")] = None,
+    weights: Weights = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda or mps.")
+    ] = None,
+) -> None:
+    """Serve over HTTP. What is not given comes from TAGGER_* in the environment (see app/settings.py)."""
+    from pydantic import ValidationError
+
+    from app.server import serve as run
+    from app.settings import Settings
+
+    given = {"host": host, "port": port, "weights": weights, "device": device}
+    try:
+        settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        findings = [
+            f"{'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()
+        ]
+        _refuse("; ".join(findings))
+    raise typer.Exit(run(settings))
+
+
+@cli.command()
+def tag(
+    paths: Annotated[
+        list[Path], typer.Argument(help="Files and folders; folders are walked, hidden files skipped.")
+    ],
+    form: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TABLE,
+    windows: Annotated[
+        bool, typer.Option("--windows", help="Add the timeline: the scores of every window.")
+    ] = False,
+    threshold: Annotated[
+        str | None,
+        typer.Option(
+            help="From which score a tag is present: 0.5, or vocal:0.6,pop:0.4.  [default: the model's own]"
+        ),
+    ] = None,
+    start_s: Annotated[float, typer.Option(min=0, help="Skip so many seconds of each clip.")] = 0.0,
+    duration_s: Annotated[float | None, typer.Option(help="Listen to so many seconds at most.")] = None,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Score files. A bad one is told on standard error and does not stop the rest."""
+    if duration_s is not None and not duration_s > 0:
+        _refuse("--duration-s must be more than 0 seconds")
+    tagger = _load(weights, device)
+    thresholds = _thresholds(threshold, tagger)
+    files = [file for path in paths for file in _walk(path)]
+    writer = writer_of(form, tagger.bundle.tags, windows=windows)
+    failures = 0
+    for path in _progress(files, "Tagging", hidden=form is Format.JSONL):
+        outcome = _tag_file(tagger, path, thresholds, start_s=start_s, duration_s=duration_s)
+        writer.add(outcome)
+        if isinstance(outcome, Failed):
+            failures += 1
+            typer.echo(f"{outcome.path}: {outcome.detail} {outcome.hint}", err=True)
+    writer.close()
+    raise typer.Exit(1 if failures else 0)
+
+
+@cli.command()
+def evaluate(
+    manifest: Annotated[
+        Path, typer.Option(help="CSV with a row a clip: id, file, source, split, a column a tag.")
+    ],
+    split: Annotated[
+        str, typer.Option(help="Which rows, by their column `split`; all takes every row.")
+    ] = "val",
+    report: Annotated[
+        Path | None, typer.Option(help="Folder for report.md, its plots and scores.csv.")
+    ] = None,
+    generated: Annotated[
+        list[str] | None,
+        typer.Option(help="A source made by a music generator, reported apart; may be repeated."),
+    ] = None,
+    form: Annotated[TableFormat, typer.Option("--format", help="What to print.")] = TableFormat.TABLE,
+    weights: Weights = None,
+    device: Device = "auto",
+) -> None:
+    """Measure the tagger on labelled clips, with intervals by source. Needs the extra `train`."""
+    with _extra("train"):
+        from model.evaluation.report import (
+            check_generated,
+            measure,
+            metrics_json,
+            score_clips,
+            terminal_table,
+            write_report,
+        )
+    tagger = _load(weights, device)
+    clips = _clips(manifest, split, tagger.bundle.tags)
+    try:
+        check_generated(clips, generated or ())
+    except ValueError as error:
+        _refuse(str(error))
+    evaluation = score_clips(tagger, clips, lambda chosen: _progress(chosen, "Scoring"))
+    for clip, message in evaluation.failures:
+        typer.echo(f"{clip.path}: {message}", err=True)
+    metrics = measure(evaluation)
+    if form is TableFormat.JSON:
+        typer.echo(metrics_json(metrics))
+    else:
+        title = f"{evaluation.title} on {len(evaluation.clips)} clips ({split})"
+        Console(width=None if sys.stdout.isatty() else WIDE).print(terminal_table(metrics, title))
+    if report is not None:
+        typer.echo(f"Report: {write_report(evaluation, report, generated or ())}", err=True)
+    raise typer.Exit(1 if evaluation.failures else 0)
+
+
+def _refuse(message: str) -> NoReturn:
+    """End with exit code 2: the command cannot be carried out as it was typed."""
+    typer.echo(f"music-tagger: {message}", err=True)
+    raise typer.Exit(2)
+
+
+@contextmanager
+def _extra(name: str) -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        _refuse(f"{error.name} is not installed; run: pip install 'music-tagger[{name}]'")
+
+
+def _load(weights: Path | None, device: str) -> "Tagger":
+    from model.bundle import BundleError
+    from model.tagger import DeviceError, Tagger
+
+    try:
+        return Tagger.load(weights, device)
+    except (BundleError, DeviceError) as error:
+        _refuse(str(error))
+
+
+def _thresholds(text: str | None, tagger: "Tagger") -> Mapping[str, float]:
+    from app.problems import ProblemError
+    from app.routes.tags import parse_thresholds
+
+    try:
+        return parse_thresholds(text, tagger.bundle)
+    except ProblemError as error:
+        _refuse(f"{error.detail} {error.hint}")
+
+
+def _walk(path: Path) -> list[Path]:
+    """List the files below a folder in a stable order, without hidden ones; a file stands for itself."""
+    if not path.is_dir():
+        return [path]
+    found: list[Path] = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        found += [file for file in files if file.is_file()]
+    return found or [path]
+
+
+def _progress(items: Sequence[Item], description: str, *, hidden: bool = False) -> Iterable[Item]:
+    """Show on standard error how far the work is, where a person can see it and it has several items."""
+    console = Console(stderr=True)
+    silent = hidden or len(items) < 2 or not console.is_terminal
+    return track(items, description, console=console, transient=True, disable=silent)
+
+
+def _tag_file(
+    tagger: "Tagger", path: Path, thresholds: Mapping[str, float], *, start_s: float, duration_s: float | None
+) -> Outcome:
+    from app.problems import from_audio
+    from model.audio import AudioError
+
+    try:
+        tagging = tagger.tag(path, start_s=start_s, duration_s=duration_s)
+    except AudioError as error:
+        problem = from_audio(error)
+        return Failed(str(path), problem.slug, problem.detail, problem.hint)
+    except OSError as error:
+        return Failed(str(path), "unreadable", f"{error.strerror or error}.", _hint_for(path))
+    present = tuple(name for name, score in tagging.scores.items() if score >= thresholds[name])
+    return Tagged(str(path), tagging, present)
+
+
+def _hint_for(path: Path) -> str:
+    if path.is_dir():
+        return "The folder holds no file to tag: name another one."
+    return "Check the path, and that you may read the file."
+
+
+def _clips(manifest: Path, split: str, tags: Sequence[str]) -> "list[Clip]":
+    from model.training.corpus import ManifestError, read_manifest
+
+    try:
+        clips = read_manifest(manifest, tags)
+    except ManifestError as error:
+        _refuse(str(error))
+    chosen = [clip for clip in clips if split in (clip.split, "all")]
+    if not chosen:
+        splits = ", ".join(sorted({clip.split for clip in clips}))
+        _refuse(f"no row of {manifest} has the split {split!r}; choose one of: {splits}, all")
+    return chosen
+
+
+if __name__ == "__main__":
+    main()
