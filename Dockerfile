@@ -1,5 +1,5 @@
-# docker build -t music-tagger .                                   CPU
-# docker build -t music-tagger:cuda --build-arg TORCH_INDEX_URL= . CUDA
+# make image                                         for the CPU
+# make image IMAGE_ARGS='--build-arg TORCH_INDEX_URL=' with CUDA
 ARG PYTHON_IMAGE=docker.io/library/python:3.11-slim-bookworm
 
 FROM ${PYTHON_IMAGE} AS build
@@ -20,9 +20,8 @@ COPY pyproject.toml ./
 RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
     | tee requirements.txt | grep '^torch' > torch.txt
 RUN --mount=type=secret,id=pip_config --mount=type=secret,id=pip_ca \
-    pip --python /opt/venv install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} -r torch.txt
-RUN --mount=type=secret,id=pip_config --mount=type=secret,id=pip_ca \
-    pip --python /opt/venv install -r requirements.txt
+    pip --python /opt/venv install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} -r torch.txt \
+    && pip --python /opt/venv install -r requirements.txt
 COPY README.md LICENSE NOTICE ./
 COPY app app
 COPY model model
@@ -30,7 +29,7 @@ RUN --mount=type=secret,id=pip_config --mount=type=secret,id=pip_ca \
     pip --python /opt/venv install --no-deps .
 
 FROM ${PYTHON_IMAGE}
-ARG VERSION=0.1.0
+ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="music-tagger" \
       org.opencontainers.image.description="Scores clips of music: vocal, dance, soundtrack, pop" \

@@ -95,7 +95,7 @@ def tag_metrics(
         negatives=len(y) - positives,
         sources=len(np.unique(groups)),
         chance=positives / len(y) if len(y) else math.nan,
-        roc_auc=_estimate(reason, lambda: roc_auc_score(y, p), lambda: weighted_roc_auc(y, p, weights)),
+        roc_auc=_estimate(reason, lambda: roc_auc(y, p), lambda: weighted_roc_auc(y, p, weights)),
         average_precision=_estimate(
             reason, lambda: average_precision_score(y, p), lambda: weighted_average_precision(y, p, weights)
         ),
@@ -110,6 +110,12 @@ def tag_metrics(
             lambda: weighted_calibration_error(y, p, weights),
         ),
     )
+
+
+def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
+    """Area under the ROC curve of labels [N] in {0, 1} by scores [N] of any scale; nan if a class is missing."""
+    y = np.asarray(labels) >= 0.5
+    return math.nan if _degenerate(int(y.sum()), len(y)) else float(roc_auc_score(y, scores))
 
 
 def source_weights(sources: NDArray[np.str_], resamples: int, seed: int) -> Floats:

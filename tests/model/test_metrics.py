@@ -10,6 +10,7 @@ from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from model.evaluation.metrics import (
     Floats,
+    roc_auc,
     source_weights,
     tag_metrics,
     weighted_average_precision,
@@ -88,6 +89,11 @@ def test_one_class_is_not_a_number_and_says_why(labels: list[float], reason: str
     assert math.isnan(metrics.roc_auc.value)
     assert metrics.roc_auc.reason == reason
     assert str(metrics.average_precision) == f"n/a ({reason})"
+
+
+def test_area_is_told_of_logits_too() -> None:
+    assert roc_auc([1, 0, 1, 0], [4.0, 2.5, 1.0, -3.0]) == pytest.approx(3 / 4)
+    assert math.isnan(roc_auc([1, 1], [0.0, 1.0]))
 
 
 def test_f1_needs_a_positive_but_no_negative() -> None:
