@@ -1,0 +1,89 @@
+"""Encode an array to every format that the tagger promises to read, with PyAV: no test needs another tool.
+
+An encoding is a container, a codec and what each needs; `ENCODINGS` names them all.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Encoding:
+    """One way to write a clip.
+
+    `found_format` and `found_codec` are what `AudioInfo` must say of it. `lossless` tells whether samples
+    come back as they were (but for their rounding), `slack_s` by how much the length may differ (a codec's
+    delay and padding).
+    """
+
+    container: str
+    codec: str
+    found_format: str
+    found_codec: str
+    lossless: bool = False
+    slack_s: float = 0.0
+    bit_rate: int | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    only_stereo: bool = False
+
+
+# MP3, Vorbis, Opus and MP4 state their encoder's delay, so that decoders remove it; a bare ADTS stream
+# cannot: up to 1024 samples of priming in front and a frame of padding behind stay.
+ENCODINGS = {
+    "wav-s16": Encoding("wav", "pcm_s16le", "wav", "pcm_s16le", lossless=True),
+    "wav-s24": Encoding("wav", "pcm_s24le", "wav", "pcm_s24le", lossless=True),
+    "wav-f32": Encoding("wav", "pcm_f32le", "wav", "pcm_f32le", lossless=True),
+    "flac": Encoding("flac", "flac", "flac", "flac", lossless=True),
+    "aiff": Encoding("aiff", "pcm_s16be", "aiff", "pcm_s16be", lossless=True),
+    "mp3": Encoding("mp3", "libmp3lame", "mp3", "mp3", slack_s=0.001, bit_rate=192_000),
+    "ogg-vorbis": Encoding(
+        "ogg", "vorbis", "ogg", "vorbis", slack_s=0.001, bit_rate=192_000, only_stereo=True
+    ),
+    "ogg-opus": Encoding("ogg", "libopus", "ogg", "opus", slack_s=0.02, bit_rate=160_000),
+    "webm-opus": Encoding("webm", "libopus", "webm", "opus", slack_s=0.02, bit_rate=160_000),
+    "m4a-index-last": Encoding("ipod", "aac", "m4a", "aac", slack_s=0.13, bit_rate=192_000),
+    "m4a-index-first": Encoding(
+        "ipod", "aac", "m4a", "aac", slack_s=0.13, bit_rate=192_000, options={"movflags": "faststart"}
+    ),
+    "aac-adts": Encoding("adts", "aac", "aac", "aac", slack_s=0.26, bit_rate=192_000),
+}
+
+
+def nearest_rate_hz(encoding: str, rate_hz: int) -> int:
+    """The rate nearest to `rate_hz` that the codec of `encoding` can store."""
+    rates = av.Codec(ENCODINGS[encoding].codec, "w").audio_rates
+    return min(rates or [rate_hz], key=lambda rate: abs(rate - rate_hz))
+
+
+def encode(
+    audio: NDArray[np.float32], rate_hz: int, encoding: str, metadata: dict[str, str] | None = None
+) -> bytes:
+    """Write `audio` [channels, samples] in [-1, 1] at `rate_hz`, or the codec's nearest rate, as `encoding`."""
+    how = ENCODINGS[encoding]
+    if how.only_stereo and len(audio) == 1:
+        audio = np.repeat(audio, 2, axis=0)
+    layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(audio)]
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(audio, dtype=np.float32), "fltp", layout)
+    frame.sample_rate = rate_hz
+    frame.pts, frame.time_base = 0, Fraction(1, rate_hz)  # without it MP4 does not note the encoder's delay
+    # Moving an MP4's index to its front needs a real file that can be read again.
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "clip")
+        with av.open(str(path), "w", format=how.container, options=how.options) as container:
+            container.metadata.update(metadata or {})
+            stream = container.add_stream(how.codec, rate=nearest_rate_hz(encoding, rate_hz), layout=layout)
+            assert isinstance(stream, av.AudioStream)
+            if how.bit_rate:
+                stream.bit_rate = how.bit_rate
+            # FFmpeg's own Vorbis encoder, the only one in PyAV, takes only stereo and calls itself experimental
+            if how.only_stereo:
+                stream.codec_context.options = {"strict": "experimental"}
+            container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+        return path.read_bytes()
