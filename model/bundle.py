@@ -1,0 +1,138 @@
+"""A bundle: `tagger.safetensors` and `tagger.json`, all that is needed to tag and to say who tagged.
+
+Nothing but `tags.py` and the bundle knows which tags there are, so a bundle trained on others is served just
+the same.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, NetworkConfig, TaggerNetwork
+
+SHIPPED: Final = Path(__file__).parent / "weights"
+WEIGHTS_FILE: Final = "tagger.safetensors"
+CARD_FILE: Final = "tagger.json"
+FORMAT: Final = 1
+
+
+class BundleError(RuntimeError):
+    """A bundle that cannot be used: missing, damaged or of another format. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """From window logits of one tag to the score of the clip.
+
+    `pooling` is the sharpness a of log-mean-exp, ln(mean(exp(a z))) / a, over the windows' logits z: 0 is
+    their mean, large is their maximum. The score is sigmoid(scale * pooled + bias) (Platt 1999).
+    """
+
+    pooling: float = 0.0
+    scale: float = 1.0
+    bias: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """What `tagger.json` says."""
+
+    name: str
+    version: str
+    tags: tuple[str, ...]
+    thresholds: dict[str, float]
+    network: NetworkConfig
+    calibration: dict[str, Calibration]
+    meanings: dict[str, str] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    training_data: list[dict[str, Any]] = field(default_factory=list)
+    sample_rate_hz: int = 16_000
+    window_s: float = SEGMENT_S * SEGMENTS_PER_WINDOW
+    hop_s: float = SEGMENT_S
+    sha256: str = ""
+    """Of the weights file, in hex."""
+
+
+def save_bundle(folder: Path, bundle: Bundle, network: TaggerNetwork) -> None:
+    """Write both files; the SHA-256 in the JSON is that of the weights written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in network.state_dict().items()
+        if not name.startswith("log_mel.")
+    }
+    weights = save_tensors(state)
+    (folder / WEIGHTS_FILE).write_bytes(weights)
+    card = asdict(bundle) | {"format": FORMAT, "sha256": hashlib.sha256(weights).hexdigest()}
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
+def load_bundle(folder: Path = SHIPPED) -> tuple[Bundle, TaggerNetwork]:
+    """Read and check a bundle; the network comes in evaluation mode on the CPU.
+
+    Raises:
+        BundleError: a file is missing, is not what `tagger.json` promises (SHA-256), or does not fit the
+            network.
+    """
+    card = _read_card(folder / CARD_FILE)
+    weights = _read(folder / WEIGHTS_FILE)
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != card["sha256"]:
+        raise BundleError(
+            f"{folder / WEIGHTS_FILE}: SHA-256 is {digest}, but {CARD_FILE} says {card['sha256']}; "
+            "the file is damaged or of another bundle: copy both files again"
+        )
+    bundle = _parse(folder, card)
+    network = TaggerNetwork(bundle.tags, bundle.network)
+    try:
+        missing, unexpected = network.load_state_dict(load_tensors(weights), strict=False)
+    except (SafetensorError, RuntimeError) as error:
+        raise BundleError(
+            f"{folder / WEIGHTS_FILE}: does not fit the network of {CARD_FILE}: {error}"
+        ) from error
+    wrong = [name for name in (*missing, *unexpected) if not name.startswith("log_mel.")]
+    if wrong:
+        raise BundleError(
+            f"{folder / WEIGHTS_FILE}: does not fit the network of {CARD_FILE}: {', '.join(wrong[:3])}"
+        )
+    return bundle, network.eval()
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BundleError(
+            f"{path}: cannot be read ({error.strerror}); "
+            f"a bundle is a folder with {WEIGHTS_FILE} and {CARD_FILE}, as `music-tagger train` writes it"
+        ) from error
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    try:
+        card = json.loads(_read(path))
+    except ValueError as error:
+        raise BundleError(f"{path}: is not JSON ({error}); copy the bundle again") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        raise BundleError(f"{path}: is not a bundle of format {FORMAT}; train it again with this version")
+    return card
+
+
+def _parse(folder: Path, card: dict[str, Any]) -> Bundle:
+    values = {key: value for key, value in card.items() if key != "format"}
+    try:
+        values["tags"] = tuple(card["tags"])
+        values["network"] = NetworkConfig.from_json(card["network"])
+        values["calibration"] = {tag: Calibration(**card["calibration"][tag]) for tag in card["tags"]}
+        values["thresholds"] = {tag: float(card["thresholds"][tag]) for tag in card["tags"]}
+        return Bundle(**values)
+    except (KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{folder / CARD_FILE}: {error!r} is missing or wrong; train the bundle again"
+        ) from error

@@ -1,0 +1,242 @@
+"""The network: 5 s segments of audio in, one logit a tag out.
+
+Two views of one log-mel spectrogram, joined before the head:
+
+* `MusicalBranch` has musicnn's filters (Pons & Serra 2019): tall ones for timbre, long ones for rhythm, then
+  three convolutions over time. Only the filters that are alive in the published network are kept, which makes
+  it about nine times as cheap; it starts from their weights and so knows a million commercial songs.
+* `TextureBranch` is a small inverted-residual network (Sandler et al. 2018), trained from scratch, for what a
+  voice and a production sound like.
+
+A *segment* (5 s) becomes an embedding; the embedding of a *window* (10 s) is the mean of its two segments',
+and the head makes logits of it. So a window every 5 s costs no second pass over the audio.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from model.frontend import SAMPLE_RATE_HZ, LogMel
+
+SEGMENT_S: Final = 5.0
+SEGMENT_SAMPLES: Final = int(SEGMENT_S * SAMPLE_RATE_HZ)
+SEGMENTS_PER_WINDOW: Final = 2
+MAX_POOLS_PER_SEGMENT: Final = 2
+"""Maxima are taken over 2.5 s, near the 3 s that musicnn's were, then averaged."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkConfig:
+    """Shape of the network; the defaults are those of the shipped bundle."""
+
+    timbral: tuple[tuple[int, int, int], ...] = ((38, 7, 23), (67, 7, 14))
+    """Tall filters: (mel bands, frames, number)."""
+    temporal: tuple[tuple[int, int], ...] = ((128, 3), (64, 7), (32, 17))
+    """Long filters: (frames, number)."""
+    band_stride: int = 2
+    """Tall and long filters are tried at every so-manieth mel band; the maximum over bands follows."""
+    mid: int = 24
+    """Channels of the three convolutions over time."""
+    texture: tuple[tuple[int, int, int, int], ...] = field(
+        default=(
+            (1, 24, 1, 1), (3, 32, 2, 2), (3, 32, 1, 1), (3, 56, 2, 2), (4, 56, 1, 1),
+            (4, 88, 2, 1), (4, 88, 1, 1), (4, 128, 2, 2), (4, 128, 1, 1),
+        )
+    )  # fmt: skip
+    """Inverted residuals: (expansion, channels, band stride, frame stride); none = no texture branch."""
+    texture_stem: int = 16
+    texture_out: int = 256
+    musical: bool = True
+    """Whether there is a musical branch."""
+    hidden: int = 256
+    dropout: float = 0.3
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, for the bundle."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> "NetworkConfig":
+        """From what `to_json` gave; lists become tuples again."""
+        tuples: dict[str, Any] = {
+            key: tuple(map(tuple, value)) if isinstance(value, list | tuple) else value
+            for key, value in values.items()
+        }
+        return cls(**tuples)
+
+
+def pool_segment(frames: Tensor) -> Tensor:
+    """[B, C, T] -> [B, 2 C]: the mean of maxima over parts of the segment, and the mean over all of it."""
+    parts = frames.tensor_split(MAX_POOLS_PER_SEGMENT, dim=2)
+    maxima = torch.stack([part.amax(2) for part in parts]).mean(0)
+    return torch.cat([maxima, frames.mean(2)], 1)
+
+
+class BandFilters(nn.Module):
+    """Filters over (bands, frames), the maximum over bands: [B, 1, 96, T] -> [B, C, T]."""
+
+    def __init__(self, bands: int, frames: int, channels: int, band_stride: int) -> None:
+        super().__init__()
+        self.padding = ((frames - 1) // 2, frames // 2)
+        self.conv = nn.Conv2d(1, channels, (bands, frames), stride=(band_stride, 1))
+        self.norm = nn.BatchNorm2d(channels, eps=1e-3)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """[B, 1, 96, T] -> [B, C, T]."""
+        padded = functional.pad(mel, self.padding)
+        activation: Tensor = self.norm(functional.relu(self.conv(padded)))
+        return activation.amax(2)
+
+
+class TimeConv(nn.Module):
+    """Seven frames of all channels, ReLU, batch norm: [B, C, T] -> [B, D, T]."""
+
+    def __init__(self, channels_in: int, channels_out: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(channels_in, channels_out, 7, padding=3)
+        self.norm = nn.BatchNorm1d(channels_out, eps=1e-3)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        """[B, C, T] -> [B, D, T]."""
+        activation: Tensor = self.norm(functional.relu(self.conv(frames)))
+        return activation
+
+
+class MusicalBranch(nn.Module):
+    """Musically motivated filters: log-mel [B, 1, 96, T] -> [B, channels, T]."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        timbral = [BandFilters(*shape, config.band_stride) for shape in config.timbral]
+        temporal = [BandFilters(1, frames, number, config.band_stride) for frames, number in config.temporal]
+        self.filters = nn.ModuleList([*timbral, *temporal])
+        front = sum(shape[-1] for shape in (*config.timbral, *config.temporal))
+        self.mid = nn.ModuleList(
+            [TimeConv(front, config.mid), TimeConv(config.mid, config.mid), TimeConv(config.mid, config.mid)]
+        )
+        self.channels = front + 3 * config.mid
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """[B, 1, 96, T] -> [B, channels, T]."""
+        front = torch.cat([filters(mel) for filters in self.filters], 1)
+        first = self.mid[0](front)
+        second = self.mid[1](first) + first
+        third = self.mid[2](second) + second
+        return torch.cat([front, first, second, third], 1)
+
+
+class InvertedResidual(nn.Module):
+    """Expand, filter each channel, project (Sandler et al. 2018): [B, C, F, T] -> [B, D, F / s, T / t]."""
+
+    def __init__(self, channels_in: int, expansion: int, channels_out: int, stride: tuple[int, int]) -> None:
+        super().__init__()
+        inner = channels_in * expansion
+        expand = [nn.Conv2d(channels_in, inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(
+            *(expand if expansion > 1 else []),
+            nn.Conv2d(inner, inner, 3, stride, 1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(inner, channels_out, 1, bias=False),
+            nn.BatchNorm2d(channels_out),
+        )
+        self.residual = stride == (1, 1) and channels_in == channels_out
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, F, T] -> [B, D, F / s, T / t]."""
+        y: Tensor = self.body(x)
+        return x + y if self.residual else y
+
+
+class TextureBranch(nn.Module):
+    """A small image network over the log-mel: [B, 1, 96, T] -> [B, channels, T / 8], the mean over bands."""
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        stem = config.texture_stem
+        layers: list[nn.Module] = [
+            nn.Conv2d(1, stem, 3, 2, 1, bias=False),
+            nn.BatchNorm2d(stem),
+            nn.ReLU(inplace=True),
+        ]
+        channels = stem
+        for expansion, channels_out, band_stride, frame_stride in config.texture:
+            layers.append(InvertedResidual(channels, expansion, channels_out, (band_stride, frame_stride)))
+            channels = channels_out
+        self.channels = config.texture_out
+        layers += [
+            nn.Conv2d(channels, self.channels, 1, bias=False),
+            nn.BatchNorm2d(self.channels),
+            nn.ReLU(inplace=True),
+        ]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """[B, 1, 96, T] -> [B, channels, T / 8]."""
+        x: Tensor = self.layers(mel)
+        return x.mean(2)
+
+
+class Head(nn.Module):
+    """Embedding of a window -> one logit a tag: [B, E] -> [B, K]."""
+
+    def __init__(self, embedding: int, hidden: int, tags: int, dropout: float) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(embedding, eps=1e-3)
+        self.hidden = nn.Linear(embedding, hidden)
+        self.hidden_norm = nn.BatchNorm1d(hidden, eps=1e-3)
+        self.dropout = nn.Dropout(dropout)
+        self.out = nn.Linear(hidden, tags)
+
+    def features(self, embedding: Tensor) -> Tensor:
+        """[B, E] -> [B, hidden], the penultimate layer."""
+        x: Tensor = self.hidden(self.dropout(self.norm(embedding)))
+        y: Tensor = self.hidden_norm(functional.relu(x))
+        return y
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """[B, E] -> [B, K]."""
+        logits: Tensor = self.out(self.dropout(self.features(embedding)))
+        return logits
+
+
+class TaggerNetwork(nn.Module):
+    """Audio to logits. `embed` and `classify` are its two halves; `forward` is both over one window."""
+
+    def __init__(self, tags: Sequence[str], config: NetworkConfig | None = None) -> None:
+        super().__init__()
+        self.tags = tuple(tags)
+        self.config = config or NetworkConfig()
+        self.log_mel = LogMel()
+        self.mel_norm = nn.BatchNorm2d(1, eps=1e-3)
+        branches: list[MusicalBranch | TextureBranch] = []
+        if self.config.musical:
+            branches.append(MusicalBranch(self.config))
+        if self.config.texture:
+            branches.append(TextureBranch(self.config))
+        self.branches = nn.ModuleList(branches)
+        self.embedding_size = 2 * sum(branch.channels for branch in branches)
+        self.head = Head(self.embedding_size, self.config.hidden, len(self.tags), self.config.dropout)
+
+    def embed(self, segments: Tensor) -> Tensor:
+        """Segments of audio [B, 80000] in [-1, 1] at 16 kHz -> embeddings [B, E], row by row."""
+        return self.embed_mel(self.log_mel(segments))
+
+    def embed_mel(self, mel: Tensor) -> Tensor:
+        """Log-mel of segments [B, 96, T] -> embeddings [B, E]."""
+        normed = self.mel_norm(mel[:, None])
+        return torch.cat([pool_segment(branch(normed).float()) for branch in self.branches], 1)
+
+    def classify(self, embeddings: Tensor) -> Tensor:
+        """Embeddings of windows (means of their segments') [B, E] -> logits [B, K]."""
+        logits: Tensor = self.head(embeddings)
+        return logits
+
+    def forward(self, windows: Tensor) -> Tensor:
+        """Windows of audio [B, n * 80000] -> logits [B, K]."""
+        embeddings = self.embed(windows.reshape(-1, SEGMENT_SAMPLES))
+        return self.classify(embeddings.reshape(len(windows), -1, self.embedding_size).mean(1))

@@ -1,0 +1,205 @@
+"""The tagger: a clip in, scores out. `Tagger.load().tag("song.mp3").scores["vocal"]`."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import BinaryIO, Final, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.audio import AudioInfo, AudioReader
+from model.bundle import SHIPPED, Bundle, Calibration, load_bundle
+from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, TaggerNetwork
+
+FloatArray = NDArray[np.float32]
+
+SHORTEST_TAIL: Final = SEGMENT_SAMPLES // 10
+"""Samples (0.5 s): what is left behind the last whole segment is looked at if it is longer than this."""
+BATCH: Final = 8
+"""Segments a forward pass in `Tagger.tag`: larger ones are slower on a CPU (they leave its cache)."""
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
+
+
+@dataclass(frozen=True, slots=True)
+class WindowScores:
+    """Scores of one window; times in seconds of the clip."""
+
+    start_s: float
+    end_s: float
+    scores: dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Tagging:
+    """Calibrated scores in [0, 1], in the order of the tags: of the clip and of each window."""
+
+    scores: dict[str, float]
+    windows: tuple[WindowScores, ...]
+    audio: AudioInfo
+
+
+def choose_device(device: str = "auto") -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        DeviceError: the device is unknown or not there.
+    """
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if device == "auto":
+        return torch.device(next(name for name, available in there.items() if available))
+    if not there.get(device.split(":")[0], False):
+        has = ", ".join(name for name, available in there.items() if available)
+        raise DeviceError(f"no device {device!r} here; choose auto or one of: {has}")
+    return torch.device(device)
+
+
+def cut_segments(chunks: Iterable[FloatArray]) -> Iterator[FloatArray]:
+    """Chunks of mono audio of any length -> consecutive segments [SEGMENT_SAMPLES], in constant memory.
+
+    The last segment ends where the audio ends, so that it overlaps the one before; audio shorter than a
+    segment is repeated to fill one.
+    """
+    segment = np.empty(0, np.float32)
+    pending: list[FloatArray] = []
+    count = 0
+    for chunk in chunks:
+        pending.append(chunk)
+        count += len(chunk)
+        if count < SEGMENT_SAMPLES:
+            continue
+        audio = np.concatenate(pending)
+        whole = count - count % SEGMENT_SAMPLES
+        for start in range(0, whole, SEGMENT_SAMPLES):
+            segment = audio[start : start + SEGMENT_SAMPLES]
+            yield segment
+        pending, count = [audio[whole:]], count - whole
+    tail = np.concatenate([*pending, np.empty(0, np.float32)])
+    if not len(segment) and len(tail):
+        yield np.resize(tail, SEGMENT_SAMPLES)
+    elif len(tail) > SHORTEST_TAIL:
+        yield np.concatenate([segment, tail])[-SEGMENT_SAMPLES:]
+
+
+def window_means(embeddings: FloatArray) -> FloatArray:
+    """[N, E] of segments -> [max(1, N - 1), E] of windows; a lone segment is its own window."""
+    if len(embeddings) < SEGMENTS_PER_WINDOW:
+        return embeddings
+    means: FloatArray = np.lib.stride_tricks.sliding_window_view(
+        embeddings, SEGMENTS_PER_WINDOW, axis=0
+    ).mean(-1)
+    return means
+
+
+def pool_logits(logits: NDArray[np.float64], sharpness: float) -> float:
+    """Logits of windows [W] -> that of the clip: log-mean-exp of sharpness a (see `Calibration`)."""
+    if sharpness == 0.0:
+        return float(logits.mean())
+    top = logits.max()
+    return float(top + np.log(np.exp(sharpness * (logits - top)).mean()) / sharpness)
+
+
+def score(logits: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
+    """Logits -> calibrated scores in [0, 1], element by element."""
+    scores: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(calibration.scale * logits + calibration.bias)))
+    return scores
+
+
+class Tagger:
+    """A loaded bundle on a device. Safe to use from several threads."""
+
+    def __init__(self, bundle: Bundle, network: TaggerNetwork, device: torch.device) -> None:
+        self.bundle = bundle
+        self.segment_samples = SEGMENT_SAMPLES
+        self._device = device
+        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
+
+    @classmethod
+    def load(cls, weights: Path | None = None, device: str = "auto") -> Self:
+        """Load a bundle's folder (the shipped one by default) onto a device (`auto`, `cuda`, `mps`, `cpu`).
+
+        Raises:
+            BundleError: the bundle is missing, damaged or does not fit.
+            DeviceError: there is no such device.
+        """
+        chosen = choose_device(device)
+        bundle, network = load_bundle(weights or SHIPPED)
+        return cls(bundle, network, chosen)
+
+    @property
+    def device(self) -> str:
+        """`cpu`, `cuda` or `mps`."""
+        return self._device.type
+
+    def tag(
+        self,
+        source: str | Path | bytes | BinaryIO,
+        *,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+        min_s: float = 1.0,
+        max_s: float = 7200.0,
+    ) -> Tagging:
+        """Tag a clip given as a path, its bytes or a binary file. Memory does not grow with its length.
+
+        Raises:
+            AudioError: the clip is empty, not audio, undecodable, too short, too long or silent.
+        """
+        with AudioReader(
+            source,
+            sample_rate_hz=self.bundle.sample_rate_hz,
+            start_s=start_s,
+            duration_s=duration_s,
+            min_s=min_s,
+            max_s=max_s,
+        ) as reader:
+            segments = self.segments(reader)
+            batches = iter(lambda: list(islice(segments, BATCH)), [])
+            embeddings = np.concatenate([self.embed(np.stack(batch)) for batch in batches])
+            return self.finish(embeddings, reader.info, start_s=start_s)
+
+    def segments(self, reader: AudioReader) -> Iterator[FloatArray]:
+        """The segments [segment_samples] of a clip, as it is decoded; raises what the reader raises."""
+        return cut_segments(reader)
+
+    @torch.inference_mode()
+    def embed(self, segments: FloatArray) -> FloatArray:
+        """Segments [B, segment_samples] -> embeddings [B, E], row by row, on the device."""
+        waveform = torch.from_numpy(segments).to(self._device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
+            return _to_numpy(self._network.embed(waveform))
+
+    @torch.inference_mode()
+    def finish(self, embeddings: FloatArray, audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
+        """All embeddings of a clip in order [N, E] -> its tagging; the first segment began at `start_s`."""
+        windows = torch.from_numpy(window_means(embeddings)).to(self._device)
+        logits = _to_numpy(self._network.classify(windows)).astype(np.float64)
+        calibrations = [self.bundle.calibration[tag] for tag in self.bundle.tags]
+        columns = list(zip(self.bundle.tags, calibrations, logits.T, strict=True))
+        scores = {tag: float(score(np.array(pool_logits(z, c.pooling)), c)) for tag, c, z in columns}
+        by_window = np.stack([score(z, c) for _, c, z in columns], 1)
+        return Tagging(scores, self._timeline(by_window, start_s, start_s + audio.analysed_s), audio)
+
+    def _timeline(
+        self, scores: NDArray[np.float64], start_s: float, end_s: float
+    ) -> tuple[WindowScores, ...]:
+        starts = [start_s + index * self.bundle.hop_s for index in range(len(scores))]
+        return tuple(
+            WindowScores(
+                start,
+                min(start + self.bundle.window_s, end_s),
+                dict(zip(self.bundle.tags, row.tolist(), strict=True)),
+            )
+            for start, row in zip(starts, scores, strict=True)
+        )
+
+
+def _to_numpy(tensor: Tensor) -> FloatArray:
+    array: FloatArray = tensor.float().cpu().numpy()
+    return array

@@ -1,0 +1,1 @@
+"""Training: from a manifest of clips to a bundle of weights."""

@@ -1,0 +1,51 @@
+"""From logits to probabilities: pooling over windows, Platt scaling, thresholds; on held-out clips."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import precision_recall_curve
+
+from model.bundle import Calibration
+from model.evaluation.metrics import roc_auc
+from model.tagger import pool_logits, score
+
+SHARPNESS: Final = (0.0, 0.5, 1.0, 2.0, 8.0)
+"""Poolings to choose from: from the mean of the windows' logits to almost their maximum."""
+WORTH: Final = 0.002
+"""A sharper pooling than the mean must earn this much ROC-AUC."""
+
+
+def calibrate(
+    windows: Sequence[NDArray[np.float64]], labels: NDArray[np.float32]
+) -> tuple[Calibration, float]:
+    """One tag: windows' logits of N clips, labels [N] (NaN unknown) -> calibration, best F1 threshold."""
+    known = ~np.isnan(labels)
+    truth = labels[known]
+    candidates = [np.array([pool_logits(z, a) for z in windows])[known] for a in SHARPNESS]
+    aucs = [
+        roc_auc(truth, pooled) - (WORTH if a else 0.0)
+        for a, pooled in zip(SHARPNESS, candidates, strict=True)
+    ]
+    choice = int(np.argmax(aucs))
+    pooled = candidates[choice]
+    scale, bias = platt(pooled, truth)
+    calibration = Calibration(SHARPNESS[choice], scale, bias)
+    return calibration, best_f1_threshold(score(pooled, calibration), truth)
+
+
+def platt(logits: NDArray[np.float64], labels: NDArray[np.float32]) -> tuple[float, float]:
+    """Scale and bias by logistic regression on one feature (Platt 1999), weakly regularised."""
+    model = LogisticRegression(C=10.0).fit(logits[:, None], labels.round().astype(int))
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
+
+
+def best_f1_threshold(scores: NDArray[np.float64], labels: NDArray[np.float32]) -> float:
+    """The score from which on calling a clip positive gives the best F1, halfway to the next lower score."""
+    precision, recall, thresholds = precision_recall_curve(labels.round().astype(int), scores)
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
+    best = int(np.argmax(f1[:-1]))
+    below = scores[scores < thresholds[best]]
+    return round(float((thresholds[best] + (below.max() if below.size else 0.0)) / 2), 4)

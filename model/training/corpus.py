@@ -1,0 +1,100 @@
+"""The manifest: a CSV with a row a clip, its labels and where they come from.
+
+Columns: `id`, `file` (relative to the manifest's folder), `source` (what must stay on one side of a split: a
+package, an album, an artist), `split` (`train` or `val`), `train_ok` (1: may train weights that are given
+away), and a column a tag with 1, 0 or nothing (unknown). `TAG_evidence` columns are optional; other columns
+are ignored.
+"""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+REQUIRED = ("id", "file")
+DEFAULTS = {"source": "", "split": "train", "train_ok": "1"}
+
+
+class ManifestError(ValueError):
+    """A manifest that cannot be used; the message names the file, the line and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One row of a manifest. `labels` and `evidence` follow the order of the tags that were asked for."""
+
+    id: str
+    path: Path
+    split: str
+    train_ok: bool
+    source: str
+    labels: tuple[float | None, ...]
+    evidence: tuple[str, ...]
+
+
+def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
+    """Read every row of a manifest.
+
+    Raises:
+        ManifestError: the file is missing or empty, lacks a column, or holds a label other than 1, 0, a soft
+            label between them, or nothing.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle)
+            _check_columns(path, reader.fieldnames or (), tags)
+            clips = [_clip(path, line, row, tags) for line, row in enumerate(reader, start=2)]
+    except OSError as error:
+        raise ManifestError(
+            f"{path}: cannot be read ({error.strerror}); give the path of a manifest CSV"
+        ) from error
+    if not clips:
+        raise ManifestError(f"{path}: no rows below the header; add a row a clip")
+    _check_ids(path, clips)
+    return clips
+
+
+def _check_columns(path: Path, columns: Sequence[str], tags: Sequence[str]) -> None:
+    missing = [name for name in (*REQUIRED, *tags) if name not in columns]
+    if missing:
+        raise ManifestError(
+            f"{path}: no column {', '.join(missing)}; the header has {', '.join(columns) or 'nothing'}"
+        )
+
+
+def _check_ids(path: Path, clips: Sequence[Clip]) -> None:
+    seen: set[str] = set()
+    for line, clip in enumerate(clips, start=2):
+        if clip.id in seen:
+            raise ManifestError(
+                f"{path}:{line}: the id {clip.id!r} stands twice; give every clip an id of its own"
+            )
+        seen.add(clip.id)
+
+
+def _clip(path: Path, line: int, row: dict[str, str], tags: Sequence[str]) -> Clip:
+    value = {**DEFAULTS, **{key: text for key, text in row.items() if text}}
+    for name in REQUIRED:
+        if name not in value:
+            raise ManifestError(f"{path}:{line}: {name} is empty; every clip needs one")
+    return Clip(
+        id=value["id"],
+        path=path.parent / value["file"],
+        split=value["split"],
+        train_ok=value["train_ok"] == "1",
+        source=value["source"] or value["id"],
+        labels=tuple(_label(path, line, tag, row[tag]) for tag in tags),
+        evidence=tuple(row.get(f"{tag}_evidence") or "" for tag in tags),
+    )
+
+
+def _label(path: Path, line: int, tag: str, text: str | None) -> float | None:
+    if not text:
+        return None
+    try:
+        label = float(text)
+    except ValueError:
+        label = -1.0
+    if not 0.0 <= label <= 1.0:
+        raise ManifestError(f"{path}:{line}: {tag} is {text!r}; write 1, 0, or leave it empty for unknown")
+    return label

@@ -1,0 +1,328 @@
+"""Gather free music without labels, for the public taggers to teach from.
+
+`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of four kinds:
+
+* `debian`: other parts of the music in the Debian packages that a corpus names (its training split only);
+* `midi`: accompaniments in every style that `mma` knows, rendered by `fluidsynth` with several free
+  soundfonts;
+* `mix`: a piece of the corpus that is sung, laid over a `midi` or `debian` piece: a voice over anything is
+  `vocal`;
+* `other`: speech, game sounds, noise and tones, which are no music: no tag applies.
+
+Needs Debian's `mma`, `fluidsynth` and the soundfont packages, and `apt-get download` for the packages.
+Nothing of it is needed to use or to retrain the tagger on labelled clips of one's own.
+"""
+
+import argparse
+import csv
+import random
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from model.audio import AudioError, read_audio
+from model.tags import TAGS
+from model.training.corpus import Clip, read_manifest
+
+Samples = NDArray[np.float32]
+
+SAMPLE_RATE_HZ = 16_000
+PIECE_S = 29.0
+PIECE = int(PIECE_S * SAMPLE_RATE_HZ)
+AUDIO_SUFFIXES = {".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav", ".m4a"}
+SPEECH_PACKAGES = [f"asterisk-core-sounds-{language}-wav" for language in ("en", "es", "fr", "it", "ru")]
+SOUNDFONTS = ["sf2/FluidR3_GM.sf2", "sf2/TimGM6mb.sf2", "sf2/OPL-3_FM_128M.sf2", "sf3/MuseScore_General.sf3"]
+MMA_LIBRARY = Path("/usr/share/mma/lib")
+PROGRESSIONS = [
+    "C G Am F", "Am F C G", "C Am F G", "Dm G C Am", "C F G C", "Em C G D", "Am G F E7", "C7 F7 C7 G7",
+    "Cm Ab Eb Bb", "Fm Db Ab Eb", "Dm7 G7 CM7 CM7", "Am Am Dm E7", "Am Am Am Am", "C Bb F C", "F#m D A E",
+    "Gm Eb Bb F",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Audio to be written, and what the manifest says of it."""
+
+    id: str
+    source: str
+    title: str
+    samples: Samples
+    labels: dict[str, int]
+
+
+def unpack(package: str, work: Path) -> Path:
+    """Unpack a Debian package into `work/package`, once; the folder is empty where it cannot be had."""
+    folder = work / package
+    if not folder.exists():
+        with tempfile.TemporaryDirectory() as scratch:
+            subprocess.run(["apt-get", "download", package], cwd=scratch, check=False, capture_output=True)  # noqa: S603, S607
+            folder.mkdir(parents=True)
+            for archive in Path(scratch).glob("*.deb"):
+                subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)  # noqa: S603, S607
+    return folder
+
+
+def fit(samples: Samples, start: int = 0) -> Samples:
+    """[T] -> [PIECE]: a part from `start`, repeated where the clip is shorter."""
+    part = samples[start : start + PIECE]
+    return np.resize(part, PIECE) if len(part) < PIECE else part
+
+
+def debian_pieces(package: str, work: Path, per_package: int, rng: random.Random) -> Iterator[Piece]:
+    """Up to `per_package` pieces of a package's music: parts of at least 10 s, spread over its tracks."""
+    files = sorted(
+        f for f in unpack(package, work).rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES and f.is_file()
+    )
+    tracks = [f for f in files if f.stat().st_size > 100_000]
+    parts = [(track, offset) for track in tracks for offset in (0.02, 0.25, 0.66, 0.85)]
+    rng.shuffle(parts)
+    made = 0
+    for track, offset in parts:
+        if made == per_package:
+            return
+        try:
+            samples, _ = read_audio(track, min_s=10.0, max_s=1200.0)
+        except AudioError:
+            continue
+        start = max(0, int(offset * (len(samples) - PIECE)))
+        yield Piece(
+            f"debian-{package}-{made}", f"Debian package {package}", track.name, fit(samples, start), {}
+        )
+        made += 1
+
+
+def grooves() -> list[tuple[Path, str]]:
+    """Every (file, groove) of the installed mma library."""
+    found = []
+    for path in sorted(MMA_LIBRARY.rglob("*.mma")):
+        names = re.findall(
+            r"^\s*DefGroove\s+(\S+)", path.read_text(errors="replace"), re.IGNORECASE | re.MULTILINE
+        )
+        found += [
+            (path, name)
+            for name in names
+            if not re.search(r"(intro|end|fill|break)\d*$", name, re.IGNORECASE)
+        ]
+    return found
+
+
+def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece | None:
+    """One groove over a random progression, key and tempo; None if mma or fluidsynth refuses it."""
+    path, groove = style
+    chords = rng.choice(PROGRESSIONS).split()
+    bars = "\n".join(f"{bar + 1} {chords[bar % len(chords)]}" for bar in range(32))
+    name = f"{path.relative_to(MMA_LIBRARY).with_suffix('')}:{groove}"
+    tempo, key = rng.randint(70, 150), rng.randint(-5, 6)
+    score = f"Tempo {tempo}\nTranspose {key}\nGroove {name}\n{bars}\n"
+    soundfont = rng.choice(SOUNDFONTS)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        (folder / "a.mma").write_text(score)
+        midi, wav = folder / "a.mid", folder / "a.wav"
+        mma = subprocess.run(["mma", "a.mma", "-f", midi], cwd=folder, capture_output=True, check=False)  # noqa: S603, S607
+        if mma.returncode != 0:
+            return None
+        command: list[str | Path] = [
+            "fluidsynth",
+            "-ni",
+            "-g",
+            "0.6",
+            "-r",
+            "22050",
+            "-T",
+            "wav",
+            "-O",
+            "s16",
+            "-F",
+            wav,
+        ]
+        sf = Path("/usr/share/sounds") / soundfont
+        try:
+            subprocess.run([*command, sf, midi], capture_output=True, check=True, timeout=120)  # noqa: S603
+            samples, _ = read_audio(wav, min_s=10.0, duration_s=45.0)
+        except (AudioError, subprocess.TimeoutExpired):
+            return None
+    title = f"{path.stem}:{groove} with {Path(soundfont).stem}"
+    return Piece(f"midi-{index}", f"mma/{path.stem}", title, fit(samples), {"vocal": 0})
+
+
+def mix_piece(index: int, voice: Clip, bed: Samples, bed_title: str, rng: random.Random) -> Piece:
+    """A sung clip over an instrumental bed, the voice clip 0 to 8 dB above it in power."""
+    sung, _ = read_audio(voice.path)
+    sung = fit(sung)
+    gain = 10 ** (rng.uniform(0.0, 8.0) / 20)
+    ratio = gain * float(np.sqrt(np.mean(bed**2)) / max(1e-4, np.sqrt(np.mean(sung**2))))
+    mixed = bed + ratio * sung
+    mixed *= 0.9 / max(1e-4, float(np.abs(mixed).max()))
+    return Piece(f"mix-{index}", f"mix/{voice.source}", f"{voice.id} over {bed_title}", mixed, {"vocal": 1})
+
+
+def speech_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
+    """Telephone prompts spoken one after the other, with pauses."""
+    parts: list[Samples] = []
+    while sum(map(len, parts)) < PIECE:
+        try:
+            samples, _ = read_audio(rng.choice(files), min_s=0.3)
+        except AudioError:
+            continue
+        parts += [samples, np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE_HZ), np.float32)]
+    return Piece(
+        f"speech-{index}", "speech", "spoken prompts", fit(np.concatenate(parts)), dict.fromkeys(TAGS, 0)
+    )
+
+
+def sounds_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
+    """Short game sounds, one after the other."""
+    piece = speech_piece(index, files, rng)
+    return Piece(f"sounds-{index}", "sounds", "game sounds", piece.samples, dict.fromkeys(TAGS, 0))
+
+
+def noise_piece(index: int, rng: random.Random) -> Piece:
+    """White, pink or brown noise with a slow swell, or a few steady tones, or both."""
+    noise = np.random.default_rng(rng.randrange(2**32)).standard_normal(PIECE)
+    spectrum = np.fft.rfft(noise)
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** rng.choice([0.0, 0.5, 1.0])
+    samples = np.fft.irfft(spectrum, PIECE)
+    samples /= np.abs(samples).max()
+    time = np.arange(PIECE) / SAMPLE_RATE_HZ
+    tones = sum(np.sin(2 * np.pi * rng.uniform(60, 4000) * time) for _ in range(rng.randint(1, 4)))
+    kind = rng.choice(["noise", "tones", "both"])
+    mixed = samples * (kind != "tones") + 0.3 * tones * (kind != "noise")
+    swell = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.02, 0.5) * time)
+    mixed = 10 ** rng.uniform(-2.0, -0.1) * mixed * swell / np.abs(mixed).max()
+    return Piece(f"noise-{index}", "noise", kind, mixed.astype(np.float32), dict.fromkeys(TAGS, 0))
+
+
+def write_flac(path: Path, samples: Samples) -> None:
+    """[T] float32 in [-1, 1] -> a 16 bit FLAC file."""
+    with av.open(str(path), "w", format="flac") as container:
+        stream = container.add_stream("flac", rate=SAMPLE_RATE_HZ, layout="mono")
+        pcm = (np.clip(samples, -1.0, 1.0) * 32767).astype(np.int16)
+        frame = av.AudioFrame.from_ndarray(pcm[None], format="s16", layout="mono")
+        frame.sample_rate = SAMPLE_RATE_HZ
+        for packet in [*stream.encode(frame), *stream.encode(None)]:
+            container.mux(packet)
+
+
+class Writer:
+    """Writes pieces as FLAC files and rows of a manifest; pieces that are there already are kept."""
+
+    COLUMNS = (
+        "id",
+        "file",
+        "split",
+        "train_ok",
+        "source",
+        "title",
+        *TAGS,
+        *(f"{tag}_evidence" for tag in TAGS),
+    )
+
+    def __init__(self, out: Path) -> None:
+        (out / "clips").mkdir(parents=True, exist_ok=True)
+        self.out = out
+        self.handle = (out / "clips.csv").open("w", newline="", encoding="utf-8")
+        self.rows = csv.DictWriter(self.handle, self.COLUMNS)
+        self.rows.writeheader()
+
+    def add(self, piece: Piece) -> None:
+        """Write one piece and its row."""
+        if float(np.abs(piece.samples).max()) < 1e-3:
+            return
+        name = f"clips/{re.sub(r'[^A-Za-z0-9.-]+', '-', piece.id)}.flac"
+        write_flac(self.out / name, piece.samples)
+        labels = {tag: str(piece.labels.get(tag, "")) for tag in TAGS}
+        evidence = {f"{tag}_evidence": "assumed" for tag in piece.labels}
+        self.rows.writerow(
+            {
+                "id": piece.id,
+                "file": name,
+                "split": "train",
+                "train_ok": 1,
+                "source": piece.source,
+                "title": piece.title,
+            }
+            | labels
+            | evidence
+        )
+        self.handle.flush()
+
+
+def gather(manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: int) -> None:
+    """Gather `counts` pieces a kind (`per_package`, `midi`, `mix`, `other`) beside a corpus."""
+    rng = random.Random(seed)  # noqa: S311
+    clips = [clip for clip in read_manifest(manifest, TAGS) if clip.split == "train" and clip.train_ok]
+    packages = sorted(
+        {clip.source.removeprefix("Debian package ") for clip in clips if clip.source.startswith("Debian ")}
+    )
+    writer = Writer(out)
+    beds: list[tuple[str, Samples]] = []
+
+    def keep(piece: Piece) -> None:
+        writer.add(piece)
+        if len(beds) < 2 * counts["mix"] and rng.random() < 0.3:
+            beds.append((piece.title, piece.samples))
+
+    for index in range(counts["other"]):
+        writer.add(noise_piece(index, rng))
+    speech = [f for package in SPEECH_PACKAGES for f in unpack(package, work).rglob("*.wav")]
+    sounds = [
+        f for package in packages for f in unpack(package, work).rglob("*.wav") if f.stat().st_size < 300_000
+    ]
+    for index in range(counts["other"]):
+        writer.add(speech_piece(index, speech, rng))
+        writer.add(sounds_piece(index, sounds, rng))
+    _in_parallel(
+        lambda package: list(debian_pieces(package, work, counts["per_package"], random.Random(package))),  # noqa: S311  # noqa: S311
+        packages,
+        keep,
+    )
+    styles = grooves()
+    picks = [(i, rng.choice(styles), random.Random(seed + i)) for i in range(counts["midi"])]  # noqa: S311
+    _in_parallel(lambda pick: [p for p in [midi_piece(*pick)] if p], picks, keep)
+    voices = [clip for clip in clips if clip.labels[0] == 1.0]
+    for index in range(counts["mix"]):
+        title, bed = rng.choice(beds)
+        writer.add(mix_piece(index, rng.choice(voices), bed, title, rng))
+
+
+def _in_parallel(make: Callable[[Any], list[Piece]], items: list[Any], keep: Callable[[Piece], None]) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        for pieces in pool.map(make, items):
+            for piece in pieces:
+                keep(piece)
+
+
+def main() -> None:
+    """Run `gather` from the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--manifest", type=Path, required=True, help="the corpus whose Debian packages are gathered"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for clips.csv and clips/")
+    parser.add_argument("--work", type=Path, required=True, help="folder for unpacked packages (several GB)")
+    parser.add_argument("--per-package", type=int, default=12, help="pieces a package, at most")
+    parser.add_argument("--midi", type=int, default=700)
+    parser.add_argument("--mix", type=int, default=300)
+    parser.add_argument("--other", type=int, default=50, help="pieces each of noise, speech and game sounds")
+    parser.add_argument("--seed", type=int, default=1)
+    a = parser.parse_args()
+    gather(
+        a.manifest, a.out, a.work, {k: getattr(a, k) for k in ("per_package", "midi", "mix", "other")}, a.seed
+    )
+
+
+if __name__ == "__main__":
+    main()
