@@ -208,8 +208,9 @@ class Batcher:
 
     def start(self) -> None:
         """Start the worker."""
-        self._worker = threading.Thread(target=self._work, name="batcher", daemon=True)
-        self._worker.start()
+        worker = threading.Thread(target=self._work, name="batcher", daemon=True)
+        worker.start()
+        self._worker = worker
 
     def stop(self, timeout_s: float = 5.0) -> None:
         """Refuse what still waits with StoppedError, and wait for the running pass."""
@@ -271,7 +272,8 @@ class Batcher:
             embeddings = self._embed(np.stack([item.segment for item in batch]))
         except Exception as error:
             logger.exception("a forward pass failed", extra={"segments": len(batch)})
-            self._fail_batch(error)
+            self._batch = []
+            _fail(batch, error)
             return
         took = time.monotonic() - started
         self._note_pace(len(batch))
@@ -287,18 +289,10 @@ class Batcher:
             self._pace.append((segments, now - max(self._finished, self._busy_since)))
             self._finished = now
 
-    def _fail_batch(self, cause: BaseException) -> None:
-        failure = BatchFailedError(f"{type(cause).__name__}: {cause}")
-        failure.__cause__ = cause
-        batch, self._batch = self._batch, []
-        for item in batch:
-            if not item.future.done():
-                item.future.set_exception(failure)
-
     def _bury(self, cause: BaseException) -> None:
-        """Fail the dead worker's batch only, then start another worker, unless too many died."""
+        """Fail the dead worker's batch only, after another worker was started, unless too many died."""
         logger.critical("the worker died", exc_info=cause)
-        self._fail_batch(cause)
+        batch, self._batch = self._batch, []
         now = time.monotonic()
         self._deaths.append(now)
         if len(self._deaths) == self._max_deaths and now - self._deaths[0] < DEATHS_WINDOW_S:
@@ -306,3 +300,12 @@ class Batcher:
             self._on_exhausted()
         else:
             self.start()
+        _fail(batch, cause)
+
+
+def _fail(batch: list[_Item], cause: BaseException) -> None:
+    failure = BatchFailedError(f"{type(cause).__name__}: {cause}")
+    failure.__cause__ = cause
+    for item in batch:
+        if not item.future.done():
+            item.future.set_exception(failure)

@@ -14,7 +14,6 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from model.tagger import Tagger
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import RedirectResponse
 
@@ -27,6 +26,7 @@ from app.routes import problems as problem_routes
 from app.schemas import Problem
 from app.settings import Settings
 from app.state import State
+from model.tagger import Tagger
 
 DESCRIPTION: Final = (
     "Listens to a clip of music and scores independent tags. Every failure says what to do next."
@@ -78,7 +78,9 @@ def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         settings = state.settings
         logs.configure(settings.log_level)
-        loaded = tagger or await asyncio.to_thread(Tagger.load, settings.weights, settings.device)
+        loaded = tagger
+        if loaded is None:
+            loaded = await asyncio.to_thread(Tagger.load, settings.weights, settings.device)
         pipeline = state.loaded = Pipeline(loaded, settings, state.metrics, state.fail)
         pipeline.batcher.start()
         warming = asyncio.create_task(_warm_up(state))

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
 import numpy as np
-from model.audio import AudioInfo, AudioReader
-from model.tagger import Tagger, Tagging
 
 from app.batcher import Batcher, BatchFailedError, Lane, QueueFullError, Row, Segment, StoppedError
 from app.metrics import Metrics
 from app.problems import ProblemError
 from app.settings import Settings
+from model.audio import AudioInfo, AudioReader
+from model.tagger import Tagger, Tagging
 
 TURN_SEGMENTS: Final = (
     6  # 30 s of audio, some 50 ms of decoding: short enough to take turns, long enough to be cheap
@@ -62,11 +62,11 @@ class Work:
 class Decoder:
     """One clip's decoder, resumed in turns by whichever thread is free."""
 
-    def __init__(self, tagger: Tagger, source: BinaryIO, **limits: float | None) -> None:
-        self._open: Callable[[], AudioReader] = lambda: AudioReader(
-            source, sample_rate_hz=tagger.bundle.sample_rate_hz, **limits
-        )
-        self._tagger = tagger
+    def __init__(
+        self, reader: Callable[[], AudioReader], cut: Callable[[AudioReader], Iterator[Segment]]
+    ) -> None:
+        self._open = reader  # opening reads from the clip, so it belongs to the first turn, in a thread
+        self._cut = cut
         self._turn = threading.Lock()
         self._closed = threading.Event()
         self._reader: AudioReader | None = None
@@ -77,7 +77,7 @@ class Decoder:
         with self._turn:
             if self._reader is None and not self._closed.is_set():
                 self._reader = self._open().__enter__()
-                self._segments = self._tagger.segments(self._reader)
+                self._segments = self._cut(self._reader)
             unless_closed = itertools.takewhile(lambda _: not self._closed.is_set(), self._segments)
             return list(itertools.islice(unless_closed, count))
 
@@ -149,12 +149,22 @@ class Pipeline:
         Raises AudioError for what is wrong with the clip, ProblemError for what is wrong with the service.
         """
         settings = self._settings
-        limits = {"min_s": settings.min_audio_s, "max_s": settings.max_audio_s}
-        decoder = Decoder(self.tagger, source, start_s=start_s, duration_s=duration_s, **limits)
+
+        def reader() -> AudioReader:
+            return AudioReader(
+                source,
+                sample_rate_hz=self.tagger.bundle.sample_rate_hz,
+                start_s=start_s,
+                duration_s=duration_s,
+                min_s=settings.min_audio_s,
+                max_s=settings.max_audio_s,
+            )
+
+        decoder = Decoder(reader, self.tagger.segments)
         lane = self._admit()
         try:
             await self._embed_all(decoder, lane, work)
-            return await self._in_pool(lambda: self._finish(work.rows, decoder.info))
+            return await self._in_pool(lambda: self._finish(work.rows, decoder.info, start_s))
         except BatchFailedError as error:
             raise ProblemError("batch-failed") from error
         except StoppedError as error:
@@ -213,8 +223,8 @@ class Pipeline:
     async def _in_pool(self, job: Callable[[], Tagging]) -> Tagging:
         return await asyncio.wrap_future(self._pool.submit(job))
 
-    def _finish(self, rows: list[Row], info: AudioInfo) -> Tagging:
-        return self.tagger.finish(np.stack([row.embedding for row in rows]), info)
+    def _finish(self, rows: list[Row], info: AudioInfo, start_s: float = 0.0) -> Tagging:
+        return self.tagger.finish(np.stack([row.embedding for row in rows]), info, start_s=start_s)
 
     def _close_later(self, decoder: Decoder) -> None:
         try:

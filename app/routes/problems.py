@@ -14,7 +14,11 @@ async def list_problems() -> list[Problem]:
     return [_example(slug) for slug in PROBLEMS]
 
 
-@router.get("/problems/{slug}", summary="Describe a problem", responses=responses_for("not-found", key=False))
+@router.get(
+    "/problems/{slug}",
+    summary="Describe a problem",
+    responses=responses_for("not-found", "bad-parameter", key=False),
+)
 async def describe_problem(slug: str) -> Problem:
     """One failure, with an example and what to do about it."""
     if slug not in PROBLEMS:

@@ -1,0 +1,101 @@
+"""The documentation: complete, and without anything from outside."""
+
+import re
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from app import schemas
+from model.tagger import Tagger
+from tests.app.service import Service, serving
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_the_pages_load_everything_from_here(service: Service, path: str) -> None:
+    page = await service.client.get(path)
+
+    assert page.status_code == 200
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert loaded
+    assert [url for url in loaded if not url.startswith("/")] == []
+    for url in loaded:
+        assert (await service.client.get(url)).status_code == 200
+
+
+async def test_the_root_leads_to_the_documentation(service: Service) -> None:
+    response = await service.client.get("/", follow_redirects=True)
+
+    assert response.url.path == "/docs"
+    assert "swagger-ui" in response.text
+
+
+async def test_both_ways_to_send_a_clip_are_described(service: Service) -> None:
+    openapi = (await service.client.get("/openapi.json")).json()
+
+    content = openapi["paths"]["/v1/tags"]["post"]["requestBody"]["content"]
+    assert content["multipart/form-data"]["schema"]["properties"]["file"]["format"] == "binary"
+    assert content["application/octet-stream"]["schema"]["format"] == "binary"
+
+
+async def test_the_query_is_described(service: Service) -> None:
+    openapi = (await service.client.get("/openapi.json")).json()
+
+    names = {parameter["name"] for parameter in openapi["paths"]["/v1/tags"]["post"]["parameters"]}
+    assert names == {"windows", "threshold", "start_s", "duration_s", "X-Request-Timeout"}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model
+        for model in vars(schemas).values()
+        if isinstance(model, type) and model.__module__ == "app.schemas"
+    ],
+)
+def test_every_model_has_an_example_that_is_valid(model: type[Any]) -> None:
+    examples = TypeAdapter(model).json_schema()["examples"]
+
+    assert examples
+    for example in examples:
+        assert TypeAdapter(model).validate_python(example)
+
+
+async def test_every_operation_is_described(service: Service) -> None:
+    openapi = service.app.openapi()
+
+    assert set(openapi["paths"]) == {
+        *(
+            "/v1/tags",
+            "/v1/model",
+            "/health/live",
+            "/health/ready",
+            "/metrics",
+            "/problems",
+            "/problems/{slug}",
+        )
+    }
+    assert all(
+        operation["summary"] and operation["description"]
+        for path in openapi["paths"].values()
+        for operation in path.values()
+    )
+
+
+async def test_a_key_is_asked_for_only_where_it_is_needed(service: Service, tagger: Tagger) -> None:
+    async with serving(tagger, api_keys="first") as closed:
+        paths = closed.app.openapi()["paths"]
+        assert paths["/v1/tags"]["post"]["security"] == [{"key": []}]
+        assert "security" not in paths["/health/live"]["get"]
+    assert "security" not in service.app.openapi()["paths"]["/v1/tags"]["post"]
+
+
+async def test_the_model_describes_itself(service: Service, tagger: Tagger) -> None:
+    body = (await service.client.get("/v1/model")).json()
+
+    assert [tag["tag"] for tag in body["tags"]] == list(tagger.bundle.tags)
+    assert all(tag["threshold"] == tagger.bundle.thresholds[tag["tag"]] for tag in body["tags"])
+    assert (body["sha256"], body["device"]) == (tagger.bundle.sha256, "cpu")
+    assert body["metrics"] == tagger.bundle.metrics

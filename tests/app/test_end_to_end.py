@@ -1,0 +1,173 @@
+"""The real server process, real sockets, real bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.app.service import PATIENCE_S, Process, check_problem, scores, server_process, tune
+
+MORTAL = """
+import ctypes, signal, threading, time
+from app import server
+from app.settings import Settings
+
+def kill_workers():
+    death = ctypes.py_object(SystemExit)
+    while True:
+        for thread in threading.enumerate():
+            if thread.name == "batcher":
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), death)
+        time.sleep(0.01)
+
+signal.signal(signal.SIGUSR1, lambda *_: threading.Thread(target=kill_workers, daemon=True).start())
+raise SystemExit(server.serve(Settings()))
+"""
+"""The server, whose workers die again and again from SIGUSR1 on."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    with server_process(max_upload_mb=4, upload_idle_s=1) as process:
+        yield process
+
+
+def in_pieces(body: bytes, size: int = 8192) -> Iterator[bytes]:
+    """Without a Content-Length: the transfer is chunked."""
+    for start in range(0, len(body), size):
+        yield body[start : start + size]
+
+
+def test_form_raw_and_chunked_bodies_give_the_same_scores(server: Process) -> None:
+    clip = tune(11)
+
+    form = httpx.post(f"{server.url}/v1/tags", files={"file": ("song.wav", clip)}, timeout=30)
+    raw = server.post(clip, headers={"Content-Type": "application/octet-stream"})
+    chunked = server.post(in_pieces(clip))
+
+    assert scores(form) == scores(raw) == scores(chunked)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "slug"),
+    [(b"", 400, "empty-clip"), (b"text " * 999, 415, "not-audio"), (tune(0.05), 422, "too-short")],
+    ids=["empty", "text", "too short"],
+)
+def test_a_bad_clip_is_told_why_and_the_next_good_one_works(
+    server: Process, body: bytes, status: int, slug: str
+) -> None:
+    check_problem(server.post(body), status, slug)
+
+    assert scores(server.post(tune(2)))
+
+
+@pytest.mark.parametrize("chunked", [False, True], ids=["declared", "chunked"])
+def test_too_many_bytes_are_refused_long_before_they_all_arrived(server: Process, chunked: bool) -> None:
+    sent = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(2000):  # 131 MB, of which 4 MB may come
+            sent += 65_536
+            yield b"\0" * 65_536
+
+    headers = {} if chunked else {"Content-Length": str(2000 * 65_536)}
+    try:
+        response = server.post(endless(), headers=headers)
+    except httpx.WriteError:  # the server hung up before the client looked at its answer
+        response = None
+
+    assert response is None or check_problem(response, 413, "too-many-bytes")
+    assert scores(server.post(tune(2)))
+
+
+def test_a_slow_body_gets_408(server: Process) -> None:
+    def stalling() -> Iterator[bytes]:
+        yield b"RIFF"
+        time.sleep(2)
+        yield b"more"
+
+    check_problem(server.post(stalling()), 408, "slow-body")
+
+
+def test_a_client_that_hangs_up_leaves_nothing_behind(server: Process) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{server.url}/v1/tags", content=tune(120), timeout=httpx.Timeout(10, read=0.05))
+
+    deadline = time.monotonic() + 10
+    while server.metric("music_tagger_inflight_bytes") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert server.metric("music_tagger_inflight_bytes") == 0
+    assert scores(server.post(tune(2)))
+
+
+def test_every_log_line_is_json(server: Process) -> None:
+    server.post(tune(2), headers={"X-Request-ID": "look-for-me"})
+
+    assert any(line.get("request_id") == "look-for-me" for line in server.log_lines())
+
+
+def test_sigterm_finishes_what_was_admitted_and_exits_with_0() -> None:
+    with server_process(drain_delay_s=1) as server, ThreadPoolExecutor(4) as clients:
+        answers = [clients.submit(server.post, tune(60, 100.0 + n)) for n in range(4)]
+        while not server.metric("music_tagger_queue_segments"):
+            time.sleep(0.01)
+        time.sleep(0.3)  # all four are admitted
+
+        exit_code: list[int] = []
+        stopping = threading.Thread(target=lambda: exit_code.append(server.stop()))
+        stopping.start()
+        while (ready := server.get("/health/ready")).status_code == 200:
+            time.sleep(0.01)
+
+        check_problem(ready, 503, "draining")
+        check_problem(server.post(tune(2)), 503, "draining")
+        assert all(scores(answer.result()) for answer in answers)
+        stopping.join()
+        assert exit_code == [0]
+
+
+def test_work_beyond_the_grace_time_is_cut_off_with_a_problem() -> None:
+    with server_process(grace_s=0.1, drain_delay_s=0) as server, ThreadPoolExecutor(1) as client:
+        answer = client.submit(server.post, tune(600))
+        while not server.metric("music_tagger_queue_segments"):
+            time.sleep(0.01)
+
+        assert server.stop() == 0
+
+        check_problem(answer.result(), 503, "draining")
+
+
+def test_a_worker_that_keeps_dying_ends_the_process_with_1() -> None:
+    with server_process(["-c", MORTAL]) as server:
+        server.process.send_signal(signal.SIGUSR1)
+
+        with pytest.raises(httpx.TransportError):  # in the end nobody answers
+            for _ in range(1000):
+                assert server.post(tune(2)).status_code in (200, 500, 503)
+
+        assert server.process.wait(PATIENCE_S) == 1
+    assert any("cannot recover" in line["message"] for line in server.log_lines())
+
+
+def test_a_taken_port_is_named_and_ends_the_start(server: Process) -> None:
+    port = server.url.rpartition(":")[2]
+
+    process = subprocess.run(
+        [sys.executable, "-m", "app.server"],
+        env={**os.environ, "TAGGER_PORT": port, "TAGGER_DEVICE": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
+    )
+
+    assert process.returncode == 3
+    assert "address already in use" in process.stderr

@@ -1,0 +1,54 @@
+"""Settings: from the environment, checked, explained."""
+
+import pytest
+from pydantic import ValidationError
+
+from app.settings import Settings, hash_key
+
+
+def test_each_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAGGER_MAX_UPLOAD_MB", "12.5")
+    monkeypatch.setenv("TAGGER_CORS_ORIGINS", "https://a.example, https://b.example")
+
+    settings = Settings()
+
+    assert settings.max_upload_bytes == 12_500_000
+    assert settings.cors_origins == ("https://a.example", "https://b.example")
+
+
+def test_keys_are_hashed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAGGER_API_KEYS", "open-sesame,other")
+
+    settings = Settings()
+
+    assert settings.api_keys == (hash_key("open-sesame"), hash_key("other"))
+    assert "open-sesame" not in repr(settings) + settings.model_dump_json()
+    assert hash_key("open-sesame") not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("port", "70000"),
+        ("device", "tpu"),
+        ("max_upload_mb", "0"),
+        ("max_upload_mb", "1000"),
+        ("request_timeout_s", "601"),
+        ("clip_segments", "2000"),
+        ("min_audio_s", "-1"),
+        ("batch_segments", "many"),
+    ],
+)
+def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"TAGGER_{name.upper()}", value)
+
+    with pytest.raises(ValidationError, match=name):
+        Settings()
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_explained(name: str) -> None:
+    description = Settings.model_fields[name].description
+
+    assert description
+    assert len(description) > 40
