@@ -7,15 +7,23 @@ failed, 2 the command cannot be carried out as it was typed.
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    track,
+)
 
 from app import __version__
 from app.output import Failed, Format, Outcome, Tagged, writer_of
@@ -144,6 +152,80 @@ def tag(
 
 
 @cli.command()
+def train(
+    manifest: Annotated[
+        list[Path],
+        typer.Option(help="CSV with a row a clip: id, file, source, split, a column a tag; may be repeated."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder of the run: caches, checkpoint, log, curves, and the bundle in bundle/."),
+    ] = Path("runs/train"),
+    tags: Annotated[
+        str | None, typer.Option(help="The tags, as the manifest's columns: house,techno,ambient.")
+    ] = None,
+    soft_labels: Annotated[
+        Path | None, typer.Option(help="Scores of other taggers (npz) to distil from.")
+    ] = None,
+    teachers: Annotated[
+        Path | None, typer.Option(help="Folder of the public taggers, to distil from.")
+    ] = None,
+    musicnn: Annotated[Path | None, typer.Option(help="Folder of the unpacked musicnn wheel.")] = None,
+    warm_start: Annotated[
+        bool | None,
+        typer.Option("--warm-start/--no-warm-start", help="Start from musicnn's filters, or from scratch."),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Batches to descend on.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Windows a batch.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
+    distillation: Annotated[
+        float | None, typer.Option(min=0, help="Weight of the distillation loss.")
+    ] = None,
+    evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps between two evaluations.")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed draws the same batches.")] = None,
+    train_ok_only: Annotated[
+        bool | None,
+        typer.Option("--train-ok-only/--all-rows", help="Leave out rows whose train_ok is not 1."),
+    ] = None,
+    version: Annotated[str | None, typer.Option("--bundle-version", help="Version of the bundle.")] = None,
+    device: Device = "auto",
+) -> None:
+    """Train a tagger on labelled clips and write its bundle; a run that was stopped goes on where it was.
+
+    What is not given is as TrainSettings says (model/training/train.py). Needs the extra `train`.
+    """
+    with _extra("train"):
+        from model.tagger import DeviceError
+        from model.training.corpus import ManifestError
+        from model.training.train import TrainingError, TrainSettings
+        from model.training.train import train as run
+
+    given = {
+        "soft_labels": soft_labels,
+        "teachers": teachers,
+        "musicnn": musicnn,
+        "warm_start": warm_start,
+        "steps": steps,
+        "batch": batch,
+        "learning_rate": learning_rate,
+        "distillation": distillation,
+        "evaluate_every": evaluate_every,
+        "seed": seed,
+        "train_ok_only": train_ok_only,
+        "version": version,
+        "tags": tuple(name.strip() for name in tags.split(",") if name.strip()) if tags else None,
+    }
+    chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    settings = TrainSettings(manifests=tuple(manifest), out=out, device=device, **chosen)
+    try:
+        with _training_progress() as progress:
+            bundle = run(settings, progress)
+    except (ManifestError, TrainingError, DeviceError) as error:
+        _refuse(str(error))
+    typer.echo(f"Bundle: {bundle}")
+
+
+@cli.command()
 def evaluate(
     manifest: Annotated[
         Path, typer.Option(help="CSV with a row a clip: id, file, source, split, a column a tag.")
@@ -243,6 +325,22 @@ def _progress(items: Sequence[Item], description: str, *, hidden: bool = False) 
     console = Console(stderr=True)
     silent = hidden or len(items) < 2 or not console.is_terminal
     return track(items, description, console=console, transient=True, disable=silent)
+
+
+@contextmanager
+def _training_progress() -> Iterator[Callable[[int, int, dict[str, float]], None]]:
+    """Show step, time left and figures on standard error; yields what is to be called every step."""
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("Training"), *columns, TextColumn("{task.fields[figures]}"), console=Console(stderr=True)
+    ) as bar:
+        task = bar.add_task("train", total=None, figures="preparing")
+
+        def show(step: int, steps: int, figures: dict[str, float]) -> None:
+            told = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+            bar.update(task, completed=step, total=steps, figures=told)
+
+        yield show
 
 
 def _tag_file(

@@ -28,7 +28,8 @@ A class that stands in k of many sources is missing from about exp(-k) of the dr
 class Estimate:
     """A value with its 95% percentile interval. What is not defined is nan, and `reason` says why.
 
-    The interval alone is nan where too few resamples hold both classes (see `MIN_USABLE_RESAMPLES`).
+    The interval alone is nan where all clips are of one source, or too few resamples hold both classes (see
+    `MIN_USABLE_RESAMPLES`).
     """
 
     value: float
@@ -86,14 +87,16 @@ def tag_metrics(
     """
     y, p, groups = _known(labels, scores, sources)
     positives = int(y.sum())
-    weights = source_weights(groups, resamples, seed)
+    number = len(np.unique(groups))
+    # One source resampled is always itself: it would promise a certainty that is not there.
+    weights = source_weights(groups, resamples if number > 1 else 0, seed)
     reason = _degenerate(positives, len(y))
     return TagMetrics(
         tag=tag,
         threshold=threshold,
         positives=positives,
         negatives=len(y) - positives,
-        sources=len(np.unique(groups)),
+        sources=number,
         chance=positives / len(y) if len(y) else math.nan,
         roc_auc=_estimate(reason, lambda: roc_auc(y, p), lambda: weighted_roc_auc(y, p, weights)),
         average_precision=_estimate(
@@ -113,7 +116,7 @@ def tag_metrics(
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:
-    """Area under the ROC curve of labels [N] in {0, 1} by scores [N] of any scale; nan if a class is missing."""
+    """Area under the ROC curve: labels [N] in {0, 1}, scores [N] of any scale; nan if a class is missing."""
     y = np.asarray(labels) >= 0.5
     return math.nan if _degenerate(int(y.sum()), len(y)) else float(roc_auc_score(y, scores))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.markup import escape
 from rich.table import Table
 
 from model.audio import AudioError
@@ -128,11 +129,11 @@ def measure(
 
 def terminal_table(metrics: Sequence[TagMetrics], title: str) -> Table:
     """Lay the metrics out for a terminal."""
-    table = Table(title=title, caption="[low, high]: 95% interval, bootstrapped by source")
+    table = Table(title=title, caption=r"\[low, high]: 95% interval, bootstrapped by source")
     for column in HEADER:
         table.add_column(column, overflow="fold")
     for row in _metric_rows(metrics):
-        table.add_row(*(cell.replace("[", "\\[") for cell in row))
+        table.add_row(*(escape(cell) for cell in row))
     return table
 
 
@@ -195,7 +196,7 @@ def _metric_rows(metrics: Sequence[TagMetrics]) -> list[tuple[str, ...]]:
             str(item.sources),
             str(item.roc_auc),
             str(item.average_precision),
-            f"{item.chance:.3f}",
+            "n/a" if math.isnan(item.chance) else f"{item.chance:.3f}",
             str(item.f1),
             f"{item.threshold:.3f}",
             str(item.calibration_error),

@@ -173,6 +173,13 @@ def test_interval_is_left_out_when_many_resamples_lack_a_class(resamples: int) -
     assert str(metrics.roc_auc) == "1.000"
 
 
+def test_one_source_gives_no_interval() -> None:
+    metrics = tag_metrics("vocal", LABELS, SCORES, ["a"] * 4, 0.75)
+
+    assert metrics.sources == 1
+    assert [str(metrics.roc_auc), str(metrics.calibration_error)] == ["0.750", "0.375"]
+
+
 @given(cases())
 def test_resampled_metrics_are_those_of_sklearn(clips: list[tuple[bool, float, int]]) -> None:
     labels, scores, weights = columns(clips)
