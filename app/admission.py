@@ -209,27 +209,30 @@ def deadline_of(scope: Scope, settings: Settings) -> float:
 
 
 async def attend(request: Request, task_of: Awaitable[Result], work: Work, state: State) -> Result:
-    """Await the work on a request while its client is there and its deadline is ahead; else drop the work.
+    """Await the work on a request while its client is there and there is time; else drop the work.
 
-    Raises what the work raises, ProblemError for a passed deadline, ClientDisconnect.
+    Raises what the work raises, ProblemError when the deadline or the grace time passed, ClientDisconnect.
     """
     task = asyncio.ensure_future(task_of)
     gone = asyncio.ensure_future(_client_gone(request))
+    cut = asyncio.ensure_future(state.out_of_time.wait())
     left = request.state.deadline - asyncio.get_running_loop().time()
     try:
-        await asyncio.wait({task, gone}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone, cut}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if gone.done():
             raise ClientDisconnect
+        if cut.done():
+            raise ProblemError("draining", "The service stopped before the clip was done.", retry_after_s=1)
         if work.at_work:
             raise ProblemError("late-at-work", "The clip was not done when the request's deadline passed.")
         detail = "The work had not begun when the request's deadline passed."
         raise ProblemError("late-in-queue", detail, retry_after_s=state.retry_after_s())
     finally:
-        task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        for waiting in (task, gone, cut):
+            waiting.cancel()
+        await asyncio.gather(task, gone, cut, return_exceptions=True)
 
 
 async def _client_gone(request: Request) -> None:

@@ -28,6 +28,7 @@ from app.settings import Settings
 from app.state import State
 from model.tagger import Tagger
 
+WATCH_S: Final = 1.0
 DESCRIPTION: Final = (
     "Listens to a clip of music and scores independent tags. Every failure says what to do next."
 )
@@ -83,12 +84,13 @@ def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any
             loaded = await asyncio.to_thread(Tagger.load, settings.weights, settings.device)
         pipeline = state.loaded = Pipeline(loaded, settings, state.metrics, state.fail)
         pipeline.batcher.start()
-        warming = asyncio.create_task(_warm_up(state))
+        tasks = [asyncio.create_task(_warm_up(state)), asyncio.create_task(_watch(state))]
         try:
             yield
         finally:
             state.draining = True
-            warming.cancel()
+            for task in tasks:
+                task.cancel()
             await asyncio.to_thread(pipeline.close)
 
     return lifespan
@@ -100,6 +102,14 @@ async def _warm_up(state: State) -> None:
         state.warm = True
     except Exception:
         logs.logger.exception("the model failed to answer the warm-up")
+        state.fail()
+
+
+async def _watch(state: State) -> None:
+    """See to it that a worker that is dead and was not replaced, whatever the reason, ends the service."""
+    while state.pipeline.batcher.alive:
+        await asyncio.sleep(WATCH_S)
+    if not state.failed:
         state.fail()
 
 

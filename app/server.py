@@ -1,6 +1,9 @@
 """The server process: uvicorn, with a stop that finishes what was admitted and an exit code that tells."""
 
+import logging
+import os
 import signal
+import socket
 import time
 from types import FrameType
 
@@ -8,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs
+from app.logs import logger
 from app.main import create_app
 from app.settings import Settings
 from app.state import State
@@ -45,7 +49,7 @@ class Server(uvicorn.Server):
         if self.force_exit or self._state.failed:
             return True
         if waited > settings.grace_s:
-            self._state.pipeline.batcher.stop(0)  # what still waits is answered with 503
+            self._state.out_of_time.set()
             return True
         return self._state.admitted == 0 and waited >= settings.drain_delay_s
 
@@ -53,14 +57,27 @@ class Server(uvicorn.Server):
 def serve(settings: Settings) -> int:
     """Serve until told to stop. Returns the process's exit code: 0 in order, 1 if the service failed.
 
-    Exits with 3 if the start fails: no free port, no weights.
+    Exits with 3 if the port is taken (found before anything is loaded) or the model cannot be loaded.
     """
     logs.configure(settings.log_level)
     app = create_app(settings)
     state: State = app.state.tagger_service
-    server = Server(_config(app, settings), state)
-    server.run()
-    return 1 if state.failed else 0
+    config = _config(app, settings)
+    Server(config, state).run(sockets=[_listen(config)])
+    code = 1 if state.failed else 0
+    if state.loaded and state.loaded.batcher.alive:  # a pass that hangs in native code would abort the exit
+        logging.shutdown()
+        os._exit(code)
+    return code
+
+
+def _listen(config: uvicorn.Config) -> socket.socket:
+    try:
+        return config.bind_socket()
+    except SystemExit:
+        where = f"{config.host}:{config.port}"
+        logger.critical(f"cannot listen on {where}; free the port or name another with TAGGER_PORT")
+        raise
 
 
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:

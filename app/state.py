@@ -1,5 +1,6 @@
 """What the parts of one running application share; everything else is handed to them."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, cast
 
@@ -21,6 +22,7 @@ class State:
         self.loaded: Pipeline | None = None
         self.warm = False
         self.draining = False
+        self.out_of_time = asyncio.Event()  # the grace time is over: all work is dropped
         self.failed = False
         self.admitted = 0
         self.inflight_bytes = 0

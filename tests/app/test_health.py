@@ -128,3 +128,18 @@ async def test_after_repeated_deaths_it_is_unready_and_asks_to_be_replaced(tagge
         check_problem(await service.client.get("/health/ready"), 503, "not-ready")
         await until(lambda: service.metric("music_tagger_workers_alive") == 0)
         check_problem(await service.tag(tune(2)), 503, "not-ready")
+
+
+async def test_a_worker_that_dies_without_a_replacement_ends_the_service(
+    tagger: Tagger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with serving(tagger) as service:
+        monkeypatch.setattr(service.state.pipeline.batcher, "start", lambda: None)
+        service.tagger.hold()
+        answering = asyncio.create_task(service.tag(tune(3)))
+        await service.tagger.wait_until_entered()
+
+        kill_worker(service)
+
+        check_problem(await answering, 500, "batch-failed")
+        assert await asyncio.to_thread(service.failed.wait, 10)
