@@ -45,8 +45,8 @@ _CONTAINERS = {
 }
 # Decoders that these containers need. With this list FFmpeg also leaves pictures and film alone.
 _DECODERS = frozenset(
-    ["aac", "ac3", "alac", "eac3", "flac", "mp1float", "mp2float", "mp3float", "opus", "speex", "vorbis"]
-    + ["adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "gsm_ms", "wavpack"]
+    ["aac", "ac3", "alac", "eac3", "flac", "mp1", "mp1float", "mp2", "mp2float", "mp3", "mp3float", "opus"]
+    + ["adpcm_ima_qt", "adpcm_ima_wav", "adpcm_ms", "gsm_ms", "speex", "vorbis", "wavpack"]
     + [name for name in av.codecs_available if name.startswith("pcm_")]
 )
 # Beginnings of the containers above. They tell damaged audio from what is no audio, when FFmpeg gives up.

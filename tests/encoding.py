@@ -55,6 +55,13 @@ ENCODINGS = {
 }
 
 
+def decode(path: Path) -> NDArray[np.float32]:
+    """A clip as PyAV alone decodes it, with its own rate and channels: [channels, samples]."""
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray() for frame in container.decode(audio=0)]
+    return np.concatenate(frames, axis=1).astype(np.float32)
+
+
 def nearest_rate_hz(encoding: str, rate_hz: int) -> int:
     """The rate nearest to `rate_hz` that the codec of `encoding` can store."""
     rates = av.Codec(ENCODINGS[encoding].codec, "w").audio_rates
@@ -64,7 +71,7 @@ def nearest_rate_hz(encoding: str, rate_hz: int) -> int:
 def encode(
     audio: NDArray[np.float32], rate_hz: int, encoding: str, metadata: dict[str, str] | None = None
 ) -> bytes:
-    """Write `audio` [channels, samples] in [-1, 1] at `rate_hz`, or the codec's nearest rate, as `encoding`."""
+    """Store `audio` [channels, samples] at `rate_hz` as `encoding`, at the nearest rate of its codec."""
     how = ENCODINGS[encoding]
     if how.only_stereo and len(audio) == 1:
         audio = np.repeat(audio, 2, axis=0)
@@ -81,7 +88,7 @@ def encode(
             assert isinstance(stream, av.AudioStream)
             if how.bit_rate:
                 stream.bit_rate = how.bit_rate
-            # FFmpeg's own Vorbis encoder, the only one in PyAV, takes only stereo and calls itself experimental
+            # FFmpeg's own Vorbis encoder, the only one in PyAV, takes stereo only and is marked experimental.
             if how.only_stereo:
                 stream.codec_context.options = {"strict": "experimental"}
             container.mux(stream.encode(frame))
