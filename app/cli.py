@@ -50,7 +50,7 @@ class TableFormat(StrEnum):
 
 Item = TypeVar("Item")
 
-WIDE = 160
+WIDE = 200
 """Columns of a table that goes into a file or a pipe, where nothing tells how wide it may be."""
 
 Weights = Annotated[
@@ -89,8 +89,8 @@ def options(
 
 @cli.command()
 def serve(
-    host: Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]")] = None,
-    port: Annotated[int | None, typer.Option(help="TCP port.  [default: 8000]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
+    port: Annotated[int | None, typer.Option(help="TCP port.", show_default="8000")] = None,
     weights: Weights = None,
     device: Annotated[
         str | None, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda or mps.")
@@ -125,7 +125,8 @@ def tag(
     threshold: Annotated[
         str | None,
         typer.Option(
-            help="From which score a tag is present: 0.5, or vocal:0.6,pop:0.4.  [default: the model's own]"
+            help="From which score a tag is present: 0.5, or vocal:0.6,pop:0.4.",
+            show_default="the model's own",
         ),
     ] = None,
     start_s: Annotated[float, typer.Option(min=0, help="Skip so many seconds of each clip.")] = 0.0,
