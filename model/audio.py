@@ -107,6 +107,7 @@ class SilentAudioError(AudioError):
 
 
 _FORMATS_HINT = "Send a WAV, FLAC, MP3, OGG, Opus, M4A, AAC, WebM or AIFF file with a sound track."
+_DAMAGED = "The clip is damaged or cut off before its sound."
 _DAMAGED_HINT = "Play the file to check it, then export or upload it again as a whole."
 
 
@@ -395,13 +396,13 @@ def _open_container(source: _Input) -> InputContainer:
         )
     except av.FFmpegError as error:
         if _MAGIC.match(source.head):
-            raise UndecodableAudioError(
-                "The clip is damaged or cut off before its sound.", _DAMAGED_HINT
-            ) from error
+            raise UndecodableAudioError(_DAMAGED, _DAMAGED_HINT) from error
         raise NotAudioError("The clip is in no audio format that is known here.", _FORMATS_HINT) from error
 
 
 def _sound_track(container: InputContainer) -> AudioStream:
+    if len(container.streams) == 0:
+        raise UndecodableAudioError(_DAMAGED, _DAMAGED_HINT)
     stream = container.streams.best("audio")
     if not isinstance(stream, AudioStream):
         raise NotAudioError("The file holds no sound track.", _FORMATS_HINT)

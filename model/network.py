@@ -13,7 +13,7 @@ and the head makes logits of it. So a window every 5 s costs no second pass over
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -41,11 +41,9 @@ class NetworkConfig:
     """Tall and long filters are tried at every so-manieth mel band; the maximum over bands follows."""
     mid: int = 24
     """Channels of the three convolutions over time."""
-    texture: tuple[tuple[int, int, int, int], ...] = field(
-        default=(
-            (1, 24, 1, 1), (3, 32, 2, 2), (3, 32, 1, 1), (3, 56, 2, 2), (4, 56, 1, 1),
-            (4, 88, 2, 1), (4, 88, 1, 1), (4, 128, 2, 2), (4, 128, 1, 1),
-        )
+    texture: tuple[tuple[int, int, int, int], ...] = (
+        (1, 24, 2, 2), (3, 40, 1, 1), (3, 64, 2, 2), (4, 64, 1, 1),
+        (4, 96, 2, 2), (4, 96, 1, 1), (4, 128, 1, 1), (4, 128, 1, 1),
     )  # fmt: skip
     """Inverted residuals: (expansion, channels, band stride, frame stride); none = no texture branch."""
     texture_stem: int = 16
@@ -153,7 +151,7 @@ class InvertedResidual(nn.Module):
 
 
 class TextureBranch(nn.Module):
-    """A small image network over the log-mel: [B, 1, 96, T] -> [B, channels, T / 8], the mean over bands."""
+    """A small image network over the log-mel: [B, 1, 96, T] -> [B, channels, T / 16], the mean over bands."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -174,9 +172,12 @@ class TextureBranch(nn.Module):
             nn.ReLU(inplace=True),
         ]
         self.layers = nn.Sequential(*layers)
+        # Twice as fast on a CPU. Not for the whole network: oneDNN's channels-last convolution with one input
+        # channel and a kernel of 64 frames or more writes beyond its buffers (seen with torch 2.14.1).
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """[B, 1, 96, T] -> [B, channels, T / 8]."""
+        """[B, 1, 96, T] -> [B, channels, T / 16]."""
         x: Tensor = self.layers(mel)
         return x.mean(2)
 

@@ -107,7 +107,8 @@ def pool_logits(logits: NDArray[np.float64], sharpness: float) -> float:
 
 def score(logits: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
     """Logits -> calibrated scores in [0, 1], element by element."""
-    scores: NDArray[np.float64] = 1.0 / (1.0 + np.exp(-(calibration.scale * logits + calibration.bias)))
+    # The sigmoid as a tanh, which never overflows.
+    scores: NDArray[np.float64] = 0.5 + 0.5 * np.tanh((calibration.scale * logits + calibration.bias) / 2)
     return scores
 
 
@@ -118,7 +119,7 @@ class Tagger:
         self.bundle = bundle
         self.segment_samples = SEGMENT_SAMPLES
         self._device = device
-        self._network = network.to(device).to(memory_format=torch.channels_last).eval()
+        self._network = network.to(device).eval()
 
     @classmethod
     def load(cls, weights: Path | None = None, device: str = "auto") -> Self:

@@ -6,6 +6,7 @@ from typing import Final, cast
 
 import av
 import numpy as np
+import scipy.fft
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -32,7 +33,7 @@ def gain(samples: Samples, rng: Generator) -> Samples:
 
 def equalise(samples: Samples, rng: Generator) -> Samples:
     """A smooth curve of up to 12 dB, at times with the edges of a telephone or a small speaker."""
-    spectrum = np.fft.rfft(samples)
+    spectrum = scipy.fft.rfft(samples)
     hertz = np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(spectrum))
     octaves = np.log2(np.maximum(hertz, 31.25) / 31.25)
     decibels = np.interp(octaves, np.arange(9), rng.normal(0.0, 4.0, 9).clip(-12.0, 12.0))
@@ -40,7 +41,7 @@ def equalise(samples: Samples, rng: Generator) -> Samples:
         low, high = rng.uniform(40.0, 400.0), rng.uniform(2500.0, 7500.0)
         decibels -= 24.0 * np.maximum(0.0, np.log2(low / np.maximum(hertz, 1.0)))
         decibels -= 48.0 * np.maximum(0.0, np.log2(np.maximum(hertz, 1.0) / high))
-    return np.fft.irfft(spectrum * 10 ** (decibels / 20), len(samples)).astype(np.float32)
+    return scipy.fft.irfft(spectrum * 10 ** (decibels / 20), len(samples)).astype(np.float32)
 
 
 def room(samples: Samples, rng: Generator) -> Samples:
@@ -49,9 +50,9 @@ def room(samples: Samples, rng: Generator) -> Samples:
     response = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
     response *= rng.uniform(0.1, 0.7) / np.sqrt(np.sum(response**2))
     response[0] += 1.0
-    size = len(samples) + length
-    wet = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(response, size), size)[: len(samples)]
-    return wet.astype(np.float32)
+    size = scipy.fft.next_fast_len(len(samples) + length, real=True)
+    spectrum = scipy.fft.rfft(samples, size) * scipy.fft.rfft(response.astype(np.float32), size)
+    return scipy.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
 
 
 def speed(samples: Samples, rng: Generator) -> Samples:
@@ -63,9 +64,9 @@ def speed(samples: Samples, rng: Generator) -> Samples:
 
 def noise(samples: Samples, rng: Generator) -> Samples:
     """White to brown noise, 5 to 40 dB under the signal."""
-    spectrum = np.fft.rfft(rng.standard_normal(len(samples)))
+    spectrum = scipy.fft.rfft(rng.standard_normal(len(samples), np.float32))
     spectrum[1:] /= np.arange(1, len(spectrum)) ** rng.uniform(0.0, 1.0)
-    hiss = np.fft.irfft(spectrum, len(samples))
+    hiss = scipy.fft.irfft(spectrum, len(samples))
     level = np.sqrt(np.mean(samples**2)) * 10 ** (-rng.uniform(5.0, 40.0) / 20)
     noisy: Samples = (samples + hiss * level / np.sqrt(np.mean(hiss**2))).astype(np.float32)
     return noisy

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rich.console import Console
 from rich.progress import track
 
 from model.audio import AudioError, read_audio
@@ -84,7 +85,11 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: Teachers | N
     """Decode every clip into `out`, with lessons where there are teachers; shards there are kept."""
     out.mkdir(parents=True, exist_ok=True)
     clips = read_manifest(manifest, tags)
-    for start in track(range(0, len(clips), SHARD), description=f"caching {manifest.parent.name}"):
+    for start in track(
+        range(0, len(clips), SHARD),
+        description=f"caching {manifest.parent.name}",
+        console=Console(stderr=True),
+    ):
         path = out / f"shard-{start // SHARD:04}.npz"
         if not path.exists():
             _shard(clips[start : start + SHARD], path, teachers)
@@ -92,16 +97,17 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: Teachers | N
 
 def load(folder: Path) -> Cache:
     """Read all shards of `build` into memory (0.93 MB a clip)."""
-    shards = [np.load(path) for path in sorted(folder.glob("shard-*.npz")) if ".part" not in path.name]
-    names = [name for name in shards[0].files if name.startswith("lesson_")]
-    return Cache(
-        ids=np.concatenate([shard["ids"] for shard in shards]),
-        audio=np.concatenate([shard["audio"] for shard in shards]),
-        lengths=np.concatenate([shard["lengths"] for shard in shards]),
-        lessons={
-            name.removeprefix("lesson_"): np.concatenate([shard[name] for shard in shards]) for name in names
-        },
-    )
+    shards = [_read(path) for path in sorted(folder.glob("shard-*.npz")) if ".part" not in path.name]
+    joined = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    lessons = {
+        name.removeprefix("lesson_"): array for name, array in joined.items() if name.startswith("lesson_")
+    }
+    return Cache(joined["ids"], joined["audio"], joined["lengths"], lessons)
+
+
+def _read(path: Path) -> dict[str, NDArray[Any]]:
+    with np.load(path) as archive:
+        return dict(archive)
 
 
 def main() -> None:

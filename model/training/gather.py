@@ -153,7 +153,7 @@ def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece
         except (AudioError, subprocess.TimeoutExpired):
             return None
     title = f"{path.stem}:{groove} with {Path(soundfont).stem}"
-    return Piece(f"midi-{index}", f"mma/{path.stem}", title, fit(samples), {"vocal": 0})
+    return Piece(f"midi-{index}", "mma", title, fit(samples), {"vocal": 0})
 
 
 def mix_piece(index: int, voice: Clip, bed: Samples, bed_title: str, rng: random.Random) -> Piece:

@@ -81,7 +81,7 @@ def load_material(sources: Sequence[tuple[list[Clip], Path]], soft_labels: Path 
     """Join manifests with their caches (see `cache.build`); clips that the cache lacks are left out.
 
     Soft targets are the lessons in the caches; or else, of every clip in it, the whole-clip scores of
-    `soft_labels` (an npz with `ids` [N] and `scores` [N, M] in [0, 1]); or else none (M = 0).
+    `soft_labels` (an npz with `ids` [N] and `scores` [N, M] in [0, 1]); or else one target that is unknown.
     """
     caches = [cache.load(folder) for _, folder in sources]
     by_id = [{clip.id: clip for clip in clips} for clips, _ in sources]
@@ -106,7 +106,7 @@ def _soft_targets(
             lessons["audioset"] = lessons["audioset"][..., heard]
         return _standardise(_lessons_by_second(lessons))
     if soft_labels is None:
-        return np.zeros((len(clips), CLIP_S, 0), np.float16)
+        return np.full((len(clips), CLIP_S, 1), np.nan, np.float16)
     with np.load(soft_labels) as archive:
         row = {str(name): index for index, name in enumerate(archive["ids"])}
         scores = _logit(archive["scores"].astype(np.float32))

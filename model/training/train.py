@@ -95,12 +95,22 @@ class Student:
         logits = network.head.out(network.head.dropout(features))
         return masked_bce(logits, labels), masked_mse(self.distiller(features), soft)
 
+    def train_mode(self) -> None:
+        """Batch norms and dropout as in training, but for frozen filters: they stay as they are."""
+        self.network.train()
+        for module in self.network.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                module.eval()
+
     def parameters(self, settings: TrainSettings) -> list[dict[str, Any]]:
         """Groups for the optimiser: biases and norms do not decay, the warm branch learns slowly."""
         groups: dict[tuple[bool, bool], list[Tensor]] = {}
         modules = {"network": self.network, "distiller": self.distiller}
         for owner, module in modules.items():
             for name, parameter in module.named_parameters():
+                if not parameter.requires_grad:
+                    continue
                 warm = (
                     settings.warm_start
                     and settings.musicnn is not None
@@ -137,7 +147,7 @@ def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path
     held_out = material.select(val & ~np.isnan(material.labels).all(1))
     _check(settings, learn, held_out)
     student = Student(new_network(settings), nn.Linear(settings.network.hidden, learn.soft.shape[2]))
-    student.network.to(device).to(memory_format=torch.channels_last)
+    student.network.to(device)
     student.distiller.to(device)
     best = descend(student, learn, held_out, settings, device, progress)
     student.network.load_state_dict(best)
@@ -180,20 +190,23 @@ def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
-    """A network with random weights, its musical branch warm where musicnn is given."""
+    """A network with random weights; given musicnn, its musical branch warm and the filters frozen."""
     if not (settings.warm_start and settings.teachers and settings.musicnn and settings.network.musical):
         return TaggerNetwork(settings.tags, settings.network)
     weights = warm_start.read_musicnn(settings.musicnn, load_teach(settings.teachers).read_checkpoint)
     network = TaggerNetwork(settings.tags, warm_start.config_of(weights, settings.network))
-    warm_start.load_musical_branch(cast("MusicalBranch", network.branches[0]), network.mel_norm, weights)
+    branch = cast("MusicalBranch", network.branches[0])
+    warm_start.load_musical_branch(branch, network.mel_norm, weights)
+    for frozen in (network.mel_norm, branch.filters):
+        frozen.requires_grad_(requires_grad=False)
     return network
 
 
 def balance(material: Material) -> NDArray[np.float64]:
-    """[N], how often to draw a clip: sources by the square root of their size, rare positives more."""
+    """[N], how often to draw a clip: large sources less than their size, rare positives more."""
     sources = [clip.source for clip in material.clips]
     sizes = {source: sources.count(source) for source in set(sources)}
-    weights = np.array([sizes[source] ** -0.5 for source in sources])
+    weights = np.array([sizes[source] ** -0.3 for source in sources])
     positives = np.nansum(material.labels == 1.0, 0)
     negatives = np.nansum(material.labels == 0.0, 0)
     rarity = np.clip(negatives / np.maximum(positives, 1) / 2, 0.0, 2.0)
@@ -233,7 +246,7 @@ def descend(
     )
     began, losses, distillations = time.monotonic(), [], []
     for step in range(first, settings.steps):
-        network.train()
+        student.train_mode()
         torch.manual_seed(settings.seed * 1_000_003 + step)
         audio, labels, soft = (torch.from_numpy(array).to(device) for array in sampler(step))
         loss, distillation = student.losses(

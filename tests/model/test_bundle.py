@@ -1,0 +1,110 @@
+"""Bundles: what is written is what is read, and a bundle that is not whole is refused with a reason."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from model.bundle import CARD_FILE, WEIGHTS_FILE, Bundle, BundleError, Calibration, load_bundle, save_bundle
+from model.network import NetworkConfig, TaggerNetwork
+from model.tags import TAGS
+
+SMALL = NetworkConfig(timbral=((38, 7, 2),), temporal=((32, 2),), mid=4, texture=(), hidden=8)
+
+
+def write(folder: Path, tags: tuple[str, ...] = ("house", "ambient")) -> tuple[Bundle, TaggerNetwork]:
+    network = TaggerNetwork(tags, SMALL).eval()
+    bundle = Bundle(
+        name="own",
+        version="1.2.3",
+        tags=tags,
+        thresholds=dict.fromkeys(tags, 0.4),
+        network=SMALL,
+        calibration={tag: Calibration(1.0, 2.0, -0.5) for tag in tags},
+    )
+    save_bundle(folder, bundle, network)
+    return bundle, network
+
+
+def test_a_bundle_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    bundle, network = write(tmp_path)
+    audio = torch.randn(1, 160_000)
+
+    loaded, restored = load_bundle(tmp_path)
+
+    assert loaded.tags == bundle.tags
+    assert loaded.calibration == bundle.calibration
+    assert loaded.network == SMALL
+    assert len(loaded.sha256) == 64
+    with torch.no_grad():
+        torch.testing.assert_close(restored(audio), network(audio))
+
+
+def test_the_shipped_bundle_has_the_four_tags_in_order_and_says_what_it_was_trained_on() -> None:
+    bundle, network = load_bundle()
+
+    assert bundle.tags == TAGS
+    assert network.tags == TAGS
+    assert set(bundle.thresholds) == set(TAGS)
+    assert all(0.0 < threshold < 1.0 for threshold in bundle.thresholds.values())
+    assert bundle.training_data
+    assert bundle.metrics
+
+
+def damage_weights(folder: Path) -> None:
+    path = folder / WEIGHTS_FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def truncate_weights(folder: Path) -> None:
+    path = folder / WEIGHTS_FILE
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def break_json(folder: Path) -> None:
+    (folder / CARD_FILE).write_text("{")
+
+
+def change(**values: object) -> object:
+    def apply(folder: Path) -> None:
+        path = folder / CARD_FILE
+        path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+    return apply
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda folder: (folder / WEIGHTS_FILE).unlink(), "cannot be read"),
+        (lambda folder: (folder / CARD_FILE).unlink(), "cannot be read"),
+        (damage_weights, "SHA-256"),
+        (truncate_weights, "SHA-256"),
+        (break_json, "not JSON"),
+        (change(format=99), "format"),
+        (change(thresholds={}), "thresholds|house"),
+        (change(network={"mid": 6}), "does not fit"),
+        (change(surprise=1), "surprise"),
+    ],
+    ids=[
+        "no weights",
+        "no card",
+        "a bit flipped",
+        "cut",
+        "broken json",
+        "format",
+        "thresholds",
+        "network",
+        "unknown",
+    ],
+)
+def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path, harm: object, message: str) -> None:
+    write(tmp_path)
+    assert callable(harm)
+    harm(tmp_path)
+
+    with pytest.raises(BundleError, match=message):
+        load_bundle(tmp_path)

@@ -1,0 +1,58 @@
+"""Manifests: what a row means, and what is said of one that cannot be used."""
+
+from pathlib import Path
+
+import pytest
+
+from model.training.corpus import ManifestError, read_manifest
+
+HEADER = "id,file,source,split,train_ok,house,ambient,house_evidence\n"
+
+
+def manifest(folder: Path, text: str) -> Path:
+    path = folder / "my.csv"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_labels_follow_the_tags_asked_for_and_nothing_is_unknown(tmp_path: Path) -> None:
+    path = manifest(tmp_path, HEADER + "a,clips/a.mp3,album one,val,0,1,,metadata\n")
+
+    (clip,) = read_manifest(path, ("ambient", "house"))
+
+    assert clip.labels == (None, 1.0)
+    assert clip.evidence == ("", "metadata")
+    assert clip.path == tmp_path / "clips/a.mp3"
+    assert (clip.source, clip.split, clip.train_ok) == ("album one", "val", False)
+
+
+def test_optional_columns_have_defaults(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "id,file,house\na,a.wav,0.5\n")
+
+    (clip,) = read_manifest(path, ("house",))
+
+    assert (clip.source, clip.split, clip.train_ok, clip.labels) == ("a", "train", True, (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "no column id, file"),
+        ("id,file\na,b\n", "no column house"),
+        (HEADER, "no rows"),
+        (HEADER + "a,a.mp3,s,train,1,yes,,\n", r":2: house is 'yes'"),
+        (HEADER + "a,a.mp3,s,train,1,2,,\n", r":2: house is '2'"),
+        (HEADER + "a,a.mp3,s,train,1,1,,\n,b.mp3,s,train,1,1,,\n", r":3: id is empty"),
+        (HEADER + "a,a.mp3,s,train,1,1,,\na,b.mp3,s,train,1,1,,\n", r":3: the id 'a' stands twice"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_where_and_why(tmp_path: Path, text: str, message: str) -> None:
+    path = manifest(tmp_path, text)
+
+    with pytest.raises(ManifestError, match=message):
+        read_manifest(path, ("house", "ambient") if "ambient" in text else ("house",))
+
+
+def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"none\.csv: cannot be read"):
+        read_manifest(tmp_path / "none.csv", ("house",))

@@ -1,0 +1,188 @@
+"""The tagger: segments, windows, pooling, and one clip given in every way."""
+
+import io
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from model.audio import AudioReader, AudioTooShortError, SilentAudioError
+from model.bundle import Calibration
+from model.network import SEGMENT_SAMPLES
+from model.tagger import (
+    SHORTEST_TAIL,
+    DeviceError,
+    Tagger,
+    choose_device,
+    cut_segments,
+    pool_logits,
+    score,
+    window_means,
+)
+from model.tags import TAGS
+
+
+@pytest.fixture(scope="module")
+def tagger() -> Tagger:
+    return Tagger.load(device="cpu")
+
+
+def chords(seconds: float, rate: int = 16_000) -> NDArray[np.float32]:
+    """A few decaying chords: music enough to have scores."""
+    time = np.arange(int(seconds * rate)) / rate
+    notes = np.array([220.0, 277.2, 329.6])[:, None] * (1 + (time // 2 % 3) / 4)
+    decay = np.exp(-(time % 0.5) * 4)
+    samples: NDArray[np.float64] = 0.2 * decay * np.sin(2 * np.pi * notes * time).sum(0)
+    return samples.astype(np.float32)
+
+
+def wav(samples: NDArray[np.float32], rate: int = 16_000) -> bytes:
+    sink = io.BytesIO()
+    with wave.open(sink, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes((samples * 32767).astype("<i2").tobytes())
+    return sink.getvalue()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.integers(1, 4 * SEGMENT_SAMPLES), st.integers(0, 2**32 - 1))
+def test_segments_cover_the_clip_however_it_is_chunked(length: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    audio = np.arange(1, length + 1, dtype=np.float32)
+    cuts = np.sort(rng.integers(0, length + 1, 7))
+
+    segments = list(cut_segments(np.split(audio, cuts)))
+
+    whole, tail = divmod(length, SEGMENT_SAMPLES)
+    assert all(segment.shape == (SEGMENT_SAMPLES,) for segment in segments)
+    np.testing.assert_array_equal(
+        np.concatenate([*segments[:whole], audio[:0]]), audio[: whole * SEGMENT_SAMPLES]
+    )
+    assert len(segments) == max(1, whole + (tail > SHORTEST_TAIL))
+    if whole and tail > SHORTEST_TAIL:
+        np.testing.assert_array_equal(segments[-1], audio[-SEGMENT_SAMPLES:])
+    if not whole:
+        np.testing.assert_array_equal(segments[0], np.resize(audio, SEGMENT_SAMPLES))
+
+
+def test_no_audio_has_no_segments() -> None:
+    assert list(cut_segments([])) == []
+    assert list(cut_segments([np.empty(0, np.float32)])) == []
+
+
+def test_a_window_is_the_mean_of_two_segments() -> None:
+    embeddings = np.array([[0.0, 2.0], [4.0, 2.0], [8.0, 0.0]], np.float32)
+
+    np.testing.assert_array_equal(window_means(embeddings), [[2.0, 2.0], [6.0, 1.0]])
+    np.testing.assert_array_equal(window_means(embeddings[:1]), embeddings[:1])
+
+
+def test_pooling_goes_from_the_mean_to_the_maximum() -> None:
+    logits = np.array([-2.0, 0.0, 5.0])
+
+    pooled = [pool_logits(logits, sharpness) for sharpness in (0.0, 0.01, 1.0, 100.0)]
+
+    assert pooled[0] == pytest.approx(1.0)
+    assert pooled == sorted(pooled)
+    assert pooled[2] == pytest.approx(np.log(np.exp(logits).mean()))
+    assert pooled[3] == pytest.approx(5.0, abs=0.02)
+
+
+def test_calibration_is_a_line_before_the_sigmoid() -> None:
+    assert score(np.array(2.0), Calibration(0.0, 3.0, -6.0)) == pytest.approx(0.5)
+    assert score(np.array(-1000.0), Calibration()) == pytest.approx(0.0)
+
+
+def test_a_clip_gives_the_same_tagging_as_path_bytes_and_file(tagger: Tagger, tmp_path: Path) -> None:
+    data = wav(chords(12.0))
+    path = tmp_path / "a.bin"
+    path.write_bytes(data)
+
+    taggings = [tagger.tag(source) for source in (path, str(path), data, io.BytesIO(data))]
+
+    assert all(tagging == taggings[0] for tagging in taggings)
+    assert tuple(taggings[0].scores) == TAGS
+    assert all(0.0 <= value <= 1.0 for value in taggings[0].scores.values())
+
+
+def test_scores_are_separate_questions_and_do_not_sum_to_one(tagger: Tagger) -> None:
+    scores = tagger.tag(wav(chords(12.0))).scores
+
+    assert sum(scores.values()) != pytest.approx(1.0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "windows"),
+    [
+        (1.0, [(0.0, 1.0)]),
+        (5.0, [(0.0, 5.0)]),
+        (7.0, [(0.0, 7.0)]),
+        (10.0, [(0.0, 10.0)]),
+        (21.0, [(0.0, 10.0), (5.0, 15.0), (10.0, 20.0), (15.0, 21.0)]),
+    ],
+)
+def test_the_timeline_is_ten_seconds_every_five(
+    tagger: Tagger, seconds: float, windows: list[tuple[float, float]]
+) -> None:
+    tagging = tagger.tag(wav(chords(seconds)))
+
+    found = [(window.start_s, window.end_s) for window in tagging.windows]
+    np.testing.assert_allclose(found, windows, atol=0.01)
+
+
+def test_the_timeline_of_a_part_is_in_seconds_of_the_clip(tagger: Tagger) -> None:
+    samples = chords(30.0)
+
+    part = tagger.tag(wav(samples), start_s=10.0, duration_s=10.0)
+    cut = tagger.tag(wav(samples[160_000:320_000]))
+
+    np.testing.assert_allclose([(w.start_s, w.end_s) for w in part.windows], [(10.0, 20.0)], atol=0.01)
+    assert part.scores == pytest.approx(cut.scores, abs=0.01)
+
+
+def test_bad_clips_raise_and_the_next_good_one_works(tagger: Tagger) -> None:
+    good = wav(chords(3.0))
+    before = tagger.tag(good)
+
+    with pytest.raises(SilentAudioError):
+        tagger.tag(wav(np.zeros(48_000, np.float32)))
+    with pytest.raises(AudioTooShortError):
+        tagger.tag(wav(chords(0.05)))
+
+    assert tagger.tag(good) == before
+
+
+def test_three_steps_for_a_service_equal_one_call(tagger: Tagger) -> None:
+    data = wav(chords(23.0))
+    with AudioReader(data) as reader:
+        embeddings = np.concatenate([tagger.embed(segment[None]) for segment in tagger.segments(reader)])
+        tagging = tagger.finish(embeddings, reader.info)
+
+    whole = tagger.tag(data)
+
+    assert tagging.scores == pytest.approx(whole.scores, abs=1e-4)
+    assert tagging.audio == whole.audio
+
+
+def test_an_unknown_or_absent_device_is_refused_with_what_there_is() -> None:
+    with pytest.raises(DeviceError, match="cpu"):
+        choose_device("abacus")
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceError, match="cpu"):
+            choose_device("cuda")
+    assert choose_device("cpu").type == "cpu"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
+def test_cuda_gives_the_scores_of_the_cpu(tagger: Tagger) -> None:
+    data = wav(chords(12.0))
+
+    assert Tagger.load(device="cuda").tag(data).scores == pytest.approx(tagger.tag(data).scores, abs=2e-2)
