@@ -192,7 +192,7 @@ class Batcher:
         """Seconds since the oldest segment was queued, or since the running pass began if that is longer."""
         with self._changed:
             since = [lane.items[0].since for lane in self._lanes]
-            if self._batch:
+            if not all(item.future.done() for item in self._batch):
                 since.append(self._batch_since)
         return max((time.monotonic() - moment for moment in since), default=0.0)
 

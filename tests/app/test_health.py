@@ -94,6 +94,7 @@ async def test_stuck_work_makes_it_unready(tagger: Tagger) -> None:
         assert "waited" in problem["detail"]
         service.tagger.free.set()
         assert scores(await answering)
+        await until(lambda: service.metric("music_tagger_ready") == 1)
         assert (await service.client.get("/health/ready")).status_code == 200
 
 
