@@ -401,10 +401,10 @@ def _open_container(source: _Input) -> InputContainer:
 
 
 def _sound_track(container: InputContainer) -> AudioStream:
-    if len(container.streams) == 0:
-        raise UndecodableAudioError(_DAMAGED, _DAMAGED_HINT)
     stream = container.streams.best("audio")
     if not isinstance(stream, AudioStream):
+        if container.streams.audio or not len(container.streams):
+            raise UndecodableAudioError(_DAMAGED, _DAMAGED_HINT)
         raise NotAudioError("The file holds no sound track.", _FORMATS_HINT)
     codec = stream.codec_context
     if codec is None or codec.codec.name not in _DECODERS:

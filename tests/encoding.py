@@ -18,8 +18,8 @@ class Encoding:
     """One way to write a clip.
 
     `found_format` and `found_codec` are what `AudioInfo` must say of it. `lossless` tells whether samples
-    come back as they were (but for their rounding), `slack_s` by how much the length may differ (a codec's
-    delay and padding).
+    come back as they were, but for their rounding. At most `delay_samples` come in front of them, and at most
+    `padding_samples` are added in all.
     """
 
     container: str
@@ -27,31 +27,34 @@ class Encoding:
     found_format: str
     found_codec: str
     lossless: bool = False
-    slack_s: float = 0.0
+    delay_samples: int = 0
+    padding_samples: int = 0
     bit_rate: int | None = None
     options: dict[str, str] = field(default_factory=dict)
     only_stereo: bool = False
 
 
-# MP3, Vorbis, Opus and MP4 state their encoder's delay, so that decoders remove it; a bare ADTS stream
-# cannot: up to 1024 samples of priming in front and a frame of padding behind stay.
+# MP3, Vorbis, Opus and MP4 note their encoder's delay, so that decoders remove it, but MP4 does not note how
+# much its last frame is padded. A bare ADTS stream notes nothing.
 ENCODINGS = {
     "wav-s16": Encoding("wav", "pcm_s16le", "wav", "pcm_s16le", lossless=True),
     "wav-s24": Encoding("wav", "pcm_s24le", "wav", "pcm_s24le", lossless=True),
     "wav-f32": Encoding("wav", "pcm_f32le", "wav", "pcm_f32le", lossless=True),
     "flac": Encoding("flac", "flac", "flac", "flac", lossless=True),
     "aiff": Encoding("aiff", "pcm_s16be", "aiff", "pcm_s16be", lossless=True),
-    "mp3": Encoding("mp3", "libmp3lame", "mp3", "mp3", slack_s=0.001, bit_rate=192_000),
+    "mp3": Encoding("mp3", "libmp3lame", "mp3", "mp3", bit_rate=192_000),
     "ogg-vorbis": Encoding(
-        "ogg", "vorbis", "ogg", "vorbis", slack_s=0.001, bit_rate=192_000, only_stereo=True
+        "ogg", "vorbis", "ogg", "vorbis", padding_samples=64, bit_rate=192_000, only_stereo=True
     ),
-    "ogg-opus": Encoding("ogg", "libopus", "ogg", "opus", slack_s=0.02, bit_rate=160_000),
-    "webm-opus": Encoding("webm", "libopus", "webm", "opus", slack_s=0.02, bit_rate=160_000),
-    "m4a-index-last": Encoding("ipod", "aac", "m4a", "aac", slack_s=0.13, bit_rate=192_000),
+    "ogg-opus": Encoding("ogg", "libopus", "ogg", "opus", padding_samples=960, bit_rate=160_000),
+    "webm-opus": Encoding("webm", "libopus", "webm", "opus", padding_samples=960, bit_rate=160_000),
+    "m4a-index-last": Encoding("ipod", "aac", "m4a", "aac", padding_samples=1024, bit_rate=192_000),
     "m4a-index-first": Encoding(
-        "ipod", "aac", "m4a", "aac", slack_s=0.13, bit_rate=192_000, options={"movflags": "faststart"}
+        "ipod", "aac", "m4a", "aac", padding_samples=1024, bit_rate=192_000, options={"movflags": "faststart"}
     ),
-    "aac-adts": Encoding("adts", "aac", "aac", "aac", slack_s=0.26, bit_rate=192_000),
+    "aac-adts": Encoding(
+        "adts", "aac", "aac", "aac", delay_samples=1024, padding_samples=2048, bit_rate=192_000
+    ),
 }
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pyworld  # type: ignore[import-not-found]
 from numpy.typing import NDArray
-from scipy.io import wavfile  # type: ignore[import-untyped]
-from scipy.signal import fftconvolve, resample_poly  # type: ignore[import-untyped]
+from scipy.io import wavfile
+from scipy.signal import fftconvolve, resample_poly
 
 RATE = 48000
 BEAT_S = 60 / 112
@@ -38,7 +38,7 @@ CHORDS = [(48, (60, 64, 67)), (43, (59, 62, 67)), (45, (60, 64, 69)), (41, (60, 
 
 
 def _run(command: list[str]) -> None:
-    subprocess.run(command, check=True)  # noqa: S603 - fixed commands of this file
+    subprocess.run(command, check=True)
 
 
 def spoken(syllable: str) -> tuple[Samples, int]:
