@@ -14,6 +14,9 @@ from app.metrics import Metrics
 from app.problems import ProblemError, response_of
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+# Pages load nothing from outside, whatever their scripts want: ReDoc asks for a logo.
+# The docs have inline scripts.
+PAGES_POLICY: Final = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'self'"
 METHODS: Final = frozenset({"GET", "POST"})
 
 
@@ -60,7 +63,7 @@ class RequestContext:
 
 
 class _Answer:
-    """The way out: remembers the status and adds the request's id."""
+    """The way out: remembers the status, adds the request's id, and keeps pages to this host."""
 
     def __init__(self, send: Send, request_id: str) -> None:
         self._send = send
@@ -70,7 +73,10 @@ class _Answer:
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            MutableHeaders(scope=message)["X-Request-ID"] = self._request_id
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self._request_id
+            if headers.get("content-type", "").startswith("text/html"):
+                headers["Content-Security-Policy"] = PAGES_POLICY
         await self._send(message)
 
 

@@ -11,6 +11,11 @@ from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
+
+from app.schemas import Problem
 from model.audio import (
     AudioError,
     AudioTooLongError,
@@ -20,11 +25,6 @@ from model.audio import (
     SilentAudioError,
     UndecodableAudioError,
 )
-from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse, Response
-from starlette.types import Scope
-
-from app.schemas import Problem
 
 MEDIA_TYPE: Final = "application/problem+json"
 

@@ -5,8 +5,6 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Query, Request, Response
-from model.bundle import Bundle
-from model.tagger import Tagging
 
 from app.admission import attend
 from app.pipeline import Work
@@ -14,6 +12,8 @@ from app.problems import ProblemError, responses_for
 from app.schemas import Audio, ModelName, TagQuery, TagResponse, TagScore, Timing, Window
 from app.state import State, WithState
 from app.uploads import read_clip
+from model.bundle import Bundle
+from model.tagger import Tagging
 
 router = APIRouter(tags=["tags"])
 

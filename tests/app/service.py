@@ -238,7 +238,7 @@ def server_process(program: Sequence[str] = ("-m", "app.server"), **settings: ob
     env = {**os.environ, "TAGGER_DEVICE": "cpu", "TAGGER_PORT": str(port)}
     env.update({f"TAGGER_{name.upper()}": str(value) for name, value in settings.items()})
     command = [sys.executable, *program]
-    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)  # noqa: S603 - our own
+    process = subprocess.Popen(command, env=env, stderr=subprocess.PIPE, text=True)
     log: list[str] = []
     reader = threading.Thread(target=_collect, args=(process, log), daemon=True)
     reader.start()

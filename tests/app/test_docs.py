@@ -99,3 +99,11 @@ async def test_the_model_describes_itself(service: Service, tagger: Tagger) -> N
     assert all(tag["threshold"] == tagger.bundle.thresholds[tag["tag"]] for tag in body["tags"])
     assert (body["sha256"], body["device"]) == (tagger.bundle.sha256, "cpu")
     assert body["metrics"] == tagger.bundle.metrics
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_a_browser_is_told_to_load_nothing_from_outside(service: Service, path: str) -> None:
+    policy = (await service.client.get(path)).headers["content-security-policy"]
+
+    assert policy.startswith("default-src 'self'")
+    assert "http" not in policy
