@@ -8,7 +8,8 @@ a few passes over one array.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -113,6 +114,17 @@ def tag_metrics(
             lambda: weighted_calibration_error(y, p, weights),
         ),
     )
+
+
+def plain(metrics: TagMetrics) -> dict[str, Any]:
+    """Write the metrics as JSON values; what is not defined is None."""
+    return {key: _without_nan(value) for key, value in asdict(metrics).items()}
+
+
+def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON value
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def roc_auc(labels: ArrayLike, scores: ArrayLike) -> float:

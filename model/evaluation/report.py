@@ -4,9 +4,8 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from model.audio import AudioError
-from model.evaluation.metrics import RESAMPLES, Floats, TagMetrics, tag_metrics
+from model.evaluation.metrics import RESAMPLES, Floats, TagMetrics, plain, tag_metrics
 from model.evaluation.plots import plot_precision_recall, plot_reliability, plot_roc, plot_sources
 from model.tagger import Tagger
 from model.training.corpus import Clip
@@ -139,8 +138,7 @@ def terminal_table(metrics: Sequence[TagMetrics], title: str) -> Table:
 
 def metrics_json(metrics: Sequence[TagMetrics]) -> str:
     """Write the metrics as a JSON array; what is not defined is null."""
-    rows = [asdict(item) for item in metrics]
-    return json.dumps([_without_nan(row) for row in rows], indent=2)
+    return json.dumps([plain(item) for item in metrics], indent=2)
 
 
 def write_report(evaluation: Evaluation, folder: Path, generated: Sequence[str] = ()) -> Path:
@@ -180,12 +178,6 @@ def labels_met(evaluation: Evaluation) -> dict[str, NDArray[np.int64]]:
         rows = evaluation.sources == source
         counts[source] = np.stack([met[rows].sum(axis=0), known[rows].sum(axis=0)], axis=1)
     return counts
-
-
-def _without_nan(value: Any) -> Any:  # noqa: ANN401 - any JSON value
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _metric_rows(metrics: Sequence[TagMetrics]) -> list[tuple[str, ...]]:

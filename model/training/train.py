@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.bundle import Bundle, save_bundle
-from model.evaluation.metrics import roc_auc
+from model.evaluation.metrics import plain, roc_auc, tag_metrics
 from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, MusicalBranch, NetworkConfig, TaggerNetwork
-from model.tagger import choose_device, cut_segments, window_means
+from model.tagger import choose_device, cut_segments, pool_logits, score, window_means
 from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
 from model.training.augmentation import mask_bands_and_frames
@@ -355,13 +355,17 @@ def write_bundle(
     settings: TrainSettings,
     device: torch.device,
 ) -> Path:
-    """Calibrate on the held-out clips and write the bundle."""
+    """Calibrate and measure on the held-out clips, and write the bundle."""
     logits = clip_logits(network, held_out, device)
-    calibration, thresholds = {}, {}
-    for index, tag in enumerate(settings.tags):
-        calibration[tag], thresholds[tag] = calibrate(
-            [z[:, index] for z in logits], held_out.labels[:, index]
-        )
+    sources = [clip.source for clip in held_out.clips]
+    calibration, thresholds, metrics = {}, {}, {}
+    for tag, column, labels in zip(
+        settings.tags, zip(*[z.T for z in logits], strict=True), held_out.labels.T, strict=True
+    ):
+        calibration[tag], thresholds[tag] = calibrate(column, labels)
+        pooled = np.array([pool_logits(z, calibration[tag].pooling) for z in column])
+        scores = score(pooled, calibration[tag])
+        metrics[tag] = plain(tag_metrics(tag, labels, scores, sources, thresholds[tag]))
     bundle = Bundle(
         name="music-tagger",
         version=settings.version,
@@ -370,6 +374,7 @@ def write_bundle(
         network=network.config,
         calibration=calibration,
         meanings={tag: MEANINGS.get(tag, "") for tag in settings.tags},
+        metrics=metrics,
         training_data=_sources(material, settings),
     )
     folder = settings.out / "bundle"
