@@ -112,9 +112,15 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(server: Process) -> None:
 
 
 def test_every_log_line_is_json(server: Process) -> None:
+    def found() -> bool:
+        return any(line.get("request_id") == "look-for-me" for line in server.log_lines())
+
     server.post(tune(2), headers={"X-Request-ID": "look-for-me"})
 
-    assert any(line.get("request_id") == "look-for-me" for line in server.log_lines())
+    deadline = time.monotonic() + 10  # the line is written after the answer has left
+    while not found() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert found()
 
 
 def test_sigterm_finishes_what_was_admitted_and_exits_with_0() -> None:
