@@ -334,7 +334,7 @@ def clip_logits(
     logits = []
     for index in range(len(material.clips)):
         segments = np.stack(list(cut_segments([material.samples(index)])))
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):  # as the tagger does
             embeddings = network.embed(torch.from_numpy(segments).to(device)).float().cpu().numpy()
         windows = torch.from_numpy(window_means(embeddings)).to(device)
         logits.append(network.classify(windows).cpu().numpy().astype(np.float64))
