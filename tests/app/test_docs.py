@@ -69,6 +69,8 @@ async def test_every_operation_is_described(service: Service) -> None:
     assert set(openapi["paths"]) == {
         *(
             "/v1/tags",
+            "/v1/tags/batch",
+            "/hf/audio-classification",
             "/v1/model",
             "/health/live",
             "/health/ready",
