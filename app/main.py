@@ -16,13 +16,12 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse
 
 from app import __version__, logs, problems
 from app.admission import Admission, needs_key
 from app.context import RequestContext
 from app.pipeline import Pipeline
-from app.routes import batch, health, huggingface, model, tags
+from app.routes import batch, health, huggingface, model, page, tags
 from app.routes import problems as problem_routes
 from app.schemas import LabelRequest, Problem
 from app.settings import Settings
@@ -65,14 +64,11 @@ def create_app(
     problems.install(app)
     for routes in (tags, batch, huggingface, model, health, problem_routes):
         app.include_router(routes.router)
-    app.add_api_route("/", _home, include_in_schema=False)
+    app.include_router(page.router)
+    app.mount("/web", page.files)
     _surround(app, state)
     _describe(app, state.settings)
     return app
-
-
-async def _home() -> RedirectResponse:
-    return RedirectResponse("docs")
 
 
 def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any]:

@@ -25,13 +25,6 @@ async def test_the_pages_load_everything_from_here(service: Service, path: str) 
         assert (await service.client.get(url)).status_code == 200
 
 
-async def test_the_root_leads_to_the_documentation(service: Service) -> None:
-    response = await service.client.get("/", follow_redirects=True)
-
-    assert response.url.path == "/docs"
-    assert "swagger-ui" in response.text
-
-
 async def test_both_ways_to_send_a_clip_are_described(service: Service) -> None:
     openapi = (await service.client.get("/openapi.json")).json()
 
