@@ -373,6 +373,12 @@ def test_a_narrow_screen_needs_no_sideways_scrolling(server: Process, browser: B
         expect(page.locator("#scores li")).not_to_have_count(0)
 
         assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        outside_their_card = page.locator("#result").evaluate(
+            """card => [...card.querySelectorAll("*:not(.visually-hidden)")]
+                .filter(part => part.getBoundingClientRect().right > card.getBoundingClientRect().right)
+                .map(part => part.outerHTML)"""
+        )
+        assert outside_their_card == []
         tab.screenshot("page-narrow")
 
 

@@ -105,19 +105,19 @@ def orchestra() -> Score:
 
 
 def render(score: Score, out: Path) -> None:
-    """Play the score into an Opus file: stereo, 24 kbit/s, the last half second faded."""
+    """Play the score into an Opus file."""
     with tempfile.TemporaryDirectory() as folder:
         midi, wave = Path(folder, "score.mid"), Path(folder, "score.wav")
         midi.write_bytes(score.midi())
-        _run("fluidsynth", "-ni", "-q", "-r", "48000", "-g", "0.6", "-F", str(wave), SOUNDFONT, str(midi))
+        _run("fluidsynth", "-ni", "-q", "-r", "48000", "-g", "0.4", "-F", str(wave), SOUNDFONT, str(midi))
         encode(wave, out)
 
 
 def encode(source: Path, out: Path) -> None:
-    """Cut the source to `SECONDS` and encode it."""
-    loud = f"afade=t=out:st={SECONDS - 0.5}:d=0.5,loudnorm=I=-16:TP=-1.5,aresample=48000"
-    form = ("-fflags", "+bitexact", "-c:a", "libopus", "-ac", "2", "-b:a", "24k")
-    _run("ffmpeg", "-v", "error", "-y", "-i", str(source), "-t", str(SECONDS), "-af", loud, *form, str(out))
+    """Cut the source to `SECONDS`, fade its last half second, and encode it: mono, 32 kbit/s."""
+    fade = f"afade=t=out:st={SECONDS - 0.5}:d=0.5"
+    form = ("-fflags", "+bitexact", "-c:a", "libopus", "-ac", "1", "-b:a", "32k")
+    _run("ffmpeg", "-v", "error", "-y", "-i", str(source), "-t", str(SECONDS), "-af", fade, *form, str(out))
 
 
 def _run(*command: str) -> None:
