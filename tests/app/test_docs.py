@@ -96,6 +96,14 @@ async def test_the_model_describes_itself(service: Service, tagger: Tagger) -> N
     assert body["metrics"] == tagger.bundle.metrics
 
 
+async def test_every_reference_in_openapi_leads_somewhere(service: Service) -> None:
+    openapi = (await service.client.get("/openapi.json")).text
+
+    referred = set(re.findall(r'"#/components/schemas/(\w+)"', openapi))
+    assert {"Problem", "LabelRequest", "LabelParameters", "BatchItem"} <= referred
+    assert referred <= set(service.app.openapi()["components"]["schemas"])
+
+
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])
 async def test_a_browser_is_told_to_load_nothing_from_outside(service: Service, path: str) -> None:
     policy = (await service.client.get(path)).headers["content-security-policy"]
