@@ -208,27 +208,37 @@ def deadline_of(scope: Scope, settings: Settings) -> float:
     return asyncio.get_running_loop().time() + min(seconds, settings.max_request_timeout_s)
 
 
-async def attend(request: Request, task_of: Awaitable[Result], work: Work, state: State) -> Result:
-    """Await the work on a request while its client is there and there is time; else drop the work.
+async def in_time(request: Request, work_on: Awaitable[Result], work: Work, state: State) -> Result:
+    """Await the work on one clip until the request's deadline; then drop it.
 
-    Raises what the work raises, ProblemError when the deadline or the grace time passed, ClientDisconnect.
+    Raises what the work raises, and ProblemError when the deadline passed.
+    """
+    try:
+        async with asyncio.timeout_at(request.state.deadline):
+            return await work_on
+    except TimeoutError:
+        if work.at_work:
+            detail = "The clip was not done when the request's deadline passed."
+            raise ProblemError("late-at-work", detail) from None
+        detail = "The work had not begun when the request's deadline passed."
+        raise ProblemError("late-in-queue", detail, retry_after_s=state.retry_after_s()) from None
+
+
+async def attend(request: Request, task_of: Awaitable[Result], state: State) -> Result:
+    """Await the work on a request while its client is there and the service runs; else drop the work.
+
+    Raises what the work raises, ProblemError when the grace time passed, ClientDisconnect.
     """
     task = asyncio.ensure_future(task_of)
     gone = asyncio.ensure_future(_client_gone(request))
     cut = asyncio.ensure_future(state.out_of_time.wait())
-    left = request.state.deadline - asyncio.get_running_loop().time()
     try:
-        await asyncio.wait({task, gone, cut}, timeout=max(left, 0), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, gone, cut}, return_when=asyncio.FIRST_COMPLETED)
         if task.done():
             return task.result()
         if gone.done():
             raise ClientDisconnect
-        if cut.done():
-            raise ProblemError("draining", "The service stopped before the clip was done.", retry_after_s=1)
-        if work.at_work:
-            raise ProblemError("late-at-work", "The clip was not done when the request's deadline passed.")
-        detail = "The work had not begun when the request's deadline passed."
-        raise ProblemError("late-in-queue", detail, retry_after_s=state.retry_after_s())
+        raise ProblemError("draining", "The service stopped before the clip was done.", retry_after_s=1)
     finally:
         for waiting in (task, gone, cut):
             waiting.cancel()

@@ -11,11 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.logs import logger
 from app.metrics import Metrics
-from app.problems import ProblemError, response_of
+from app.problems import log_unexpected, response_of
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Pages load nothing from outside, whatever their scripts want: ReDoc asks for a logo.
-# The docs have inline scripts.
+# The docs have inline scripts; a page that has none brings its own, stricter one.
 PAGES_POLICY: Final = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'self'"
 METHODS: Final = frozenset({"GET", "POST"})
 
@@ -41,11 +41,11 @@ class RequestContext:
             await self._app(scope, receive, answer.send)
         except ClientDisconnect:
             state["outcome"] = "disconnected"
-        except Exception:
-            logger.exception("unexpected failure", extra={"request_id": state["request_id"]})
-            state["outcome"] = "internal"
+        except Exception as error:
+            problem = log_unexpected(error, state["request_id"])
+            state["outcome"] = problem.slug
             if not answer.status:
-                await response_of(ProblemError("internal"), scope)(scope, receive, answer.send)
+                await response_of(problem, scope)(scope, receive, answer.send)
         finally:
             self._note(scope, answer.status, time.monotonic() - started)
 
@@ -76,7 +76,7 @@ class _Answer:
             headers = MutableHeaders(scope=message)
             headers["X-Request-ID"] = self._request_id
             if headers.get("content-type", "").startswith("text/html"):
-                headers["Content-Security-Policy"] = PAGES_POLICY
+                headers.setdefault("Content-Security-Policy", PAGES_POLICY)
         await self._send(message)
 
 

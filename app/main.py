@@ -14,16 +14,16 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
-from starlette.responses import RedirectResponse
 
 from app import __version__, logs, problems
 from app.admission import Admission, needs_key
 from app.context import RequestContext
 from app.pipeline import Pipeline
-from app.routes import health, model, tags
+from app.routes import batch, health, huggingface, model, page, tags
 from app.routes import problems as problem_routes
-from app.schemas import Problem
+from app.schemas import LabelRequest, Problem
 from app.settings import Settings
 from app.state import State
 from model.tagger import Tagger
@@ -62,16 +62,13 @@ def create_app(
     )
     app.state.tagger_service = state
     problems.install(app)
-    for routes in (tags, model, health, problem_routes):
+    for routes in (tags, batch, huggingface, model, health, problem_routes):
         app.include_router(routes.router)
-    app.add_api_route("/", _home, include_in_schema=False)
+    app.include_router(page.router)
+    app.mount("/web", page.files)
     _surround(app, state)
     _describe(app, state.settings)
     return app
-
-
-async def _home() -> RedirectResponse:
-    return RedirectResponse("docs")
 
 
 def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any]:
@@ -128,7 +125,7 @@ def _surround(app: FastAPI, state: State) -> None:
 
 
 def _describe(app: FastAPI, settings: Settings) -> None:
-    """Complete OpenAPI by what FastAPI cannot know: the problem's schema, and the key where one is needed."""
+    """Complete OpenAPI by what FastAPI cannot know: schemas that no signature names, and the key."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -136,7 +133,11 @@ def _describe(app: FastAPI, settings: Settings) -> None:
             return app.openapi_schema
         schema = generate()
         components = schema.setdefault("components", {})
-        components.setdefault("schemas", {})["Problem"] = Problem.model_json_schema()
+        _, schemas = models_json_schema(
+            [(Problem, "serialization"), (LabelRequest, "validation")],
+            ref_template="#/components/schemas/{model}",
+        )
+        components.setdefault("schemas", {}).update(schemas["$defs"])
         if settings.api_keys:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, operations in schema["paths"].items():

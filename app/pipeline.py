@@ -12,6 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
 
@@ -45,7 +46,7 @@ class Work:
         return (
             self.decoding
             or bool(self.rows)
-            or any(future.running() or future.done() for future in self.pending)
+            or any(future.running() or (future.done() and not future.cancelled()) for future in self.pending)
         )
 
     @property
@@ -143,8 +144,30 @@ class Pipeline:
         self.batcher.stop()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    async def tag(self, source: BinaryIO, work: Work, *, start_s: float, duration_s: float | None) -> Tagging:
-        """Tag one clip.
+    @contextmanager
+    def admit(self, clips: int = 1) -> Iterator[list[Lane]]:
+        """Reserve room for so many clips, for all or for none, until the block ends. Raises ProblemError."""
+        lanes: list[Lane] = []
+        try:
+            for _ in range(clips):
+                lanes.append(self.batcher.admit(self._settings.clip_segments))  # noqa: PERF401 - released if the next is refused
+            yield lanes
+        except QueueFullError as error:
+            raise ProblemError("queue-full", retry_after_s=self.batcher.retry_after_s()) from error
+        finally:
+            for lane in lanes:
+                lane.release()
+
+    async def tag(
+        self,
+        source: BinaryIO,
+        lane: Lane,
+        work: Work,
+        *,
+        start_s: float = 0.0,
+        duration_s: float | None = None,
+    ) -> Tagging:
+        """Tag one clip on its lane, which is released with the clip's end.
 
         Raises AudioError for what is wrong with the clip, ProblemError for what is wrong with the service.
         """
@@ -161,7 +184,6 @@ class Pipeline:
             )
 
         decoder = Decoder(reader, self.tagger.segments)
-        lane = self._admit()
         try:
             await self._embed_all(decoder, lane, work)
             return await self._in_pool(lambda: self._finish(work.rows, decoder.info, start_s))
@@ -172,12 +194,6 @@ class Pipeline:
         finally:
             lane.release()
             self._close_later(decoder)
-
-    def _admit(self) -> Lane:
-        try:
-            return self.batcher.admit(self._settings.clip_segments)
-        except QueueFullError as error:
-            raise ProblemError("queue-full", retry_after_s=self.batcher.retry_after_s()) from error
 
     async def _embed_all(self, decoder: Decoder, lane: Lane, work: Work) -> None:
         ended = False

@@ -5,7 +5,7 @@ To add a failure, add a row to `PROBLEMS`; raise it with `ProblemError(slug)`, a
 """
 
 import http
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.types import Scope
 
+from app.logs import logger
 from app.schemas import Problem
 from model.audio import (
     AudioError,
@@ -50,6 +51,12 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         "The multipart body is malformed",
         "The body ended before the closing boundary.",
         "Let the HTTP client build the form, Content-Type header with its boundary included.",
+    ),
+    "bad-json": Kind(
+        400,
+        "The JSON body is malformed",
+        "The body is not JSON.",
+        'Send {"inputs": CLIP_IN_BASE64, "parameters": {"top_k": 2}}, or the clip itself as the raw body.',
     ),
     "bad-combination": Kind(
         400,
@@ -101,6 +108,12 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         "The clip is too long",
         "The clip holds more than 7200 s of audio.",
         "Choose a part with start_s and duration_s, or cut the clip.",
+    ),
+    "too-many-clips": Kind(
+        413,
+        "Too many clips in one request",
+        "The form has more than 32 fields named `file`.",
+        "Spread the clips over several requests.",
     ),
     "not-audio": Kind(
         415,
@@ -219,13 +232,22 @@ def problem_of(slug: str, detail: str, hint: str, instance: str) -> Problem:
     )
 
 
+def instance_of(scope: Scope) -> str:
+    """The path and the request's id."""
+    return f"{scope.get('path', '')}#{scope.get('state', {}).get('request_id', '')}"
+
+
 def response_of(error: ProblemError, scope: Scope) -> Response:
     """Answer a failure, and note it as the request's outcome."""
-    state = scope.setdefault("state", {})
-    state["outcome"] = error.slug
-    instance = f"{scope.get('path', '')}#{state.get('request_id', '')}"
-    body = problem_of(error.slug, error.detail, error.hint, instance).model_dump()
+    scope.setdefault("state", {})["outcome"] = error.slug
+    body = problem_of(error.slug, error.detail, error.hint, instance_of(scope)).model_dump()
     return JSONResponse(body, error.kind.status, headers=error.headers, media_type=MEDIA_TYPE)
+
+
+def log_unexpected(error: Exception, request_id: str) -> ProblemError:
+    """Log a failure that nobody foresaw, under its request's id, and name it as such."""
+    logger.error("unexpected failure", exc_info=error, extra={"request_id": request_id})
+    return ProblemError("internal")
 
 
 def from_audio(error: AudioError) -> ProblemError:
@@ -242,10 +264,9 @@ def _from_http(error: HTTPException) -> ProblemError:
     return ProblemError(slug, detail, headers=error.headers)
 
 
-def _from_validation(error: RequestValidationError) -> ProblemError:
-    findings = [
-        f"{'.'.join(str(part) for part in item['loc'][1:])}: {item['msg']}" for item in error.errors()
-    ]
+def from_validation(errors: Iterable[Mapping[str, Any]]) -> ProblemError:
+    """Name each parameter that is not valid, given what Pydantic found."""
+    findings = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in errors]
     return ProblemError("bad-parameter", "; ".join(findings))
 
 
@@ -266,7 +287,8 @@ def install(app: FastAPI) -> None:
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return response_of(_from_validation(error), request.scope)
+        within = [{**item, "loc": item["loc"][1:]} for item in error.errors()]  # without "query", "path"
+        return response_of(from_validation(within), request.scope)
 
     app.add_exception_handler(ProblemError, on_problem)
     app.add_exception_handler(AudioError, on_audio)

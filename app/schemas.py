@@ -30,6 +30,21 @@ _AUDIO: Final = {
 _SHA256: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 _MODEL: Final = {"name": "music-tagger", "version": "1.0.0", "sha256": _SHA256}
 _TIMING: Final = {"decode": 61.2, "queue": 3.1, "inference": 40.7, "total": 106.0}
+_RESULT: Final = {
+    "tags": _TAGS,
+    "windows": [_WINDOW],
+    "audio": _AUDIO,
+    "model": _MODEL,
+    "timing_ms": _TIMING,
+}
+_PROBLEM: Final = {
+    "type": "/problems/too-short",
+    "title": "The clip is too short",
+    "status": 422,
+    "detail": "The clip holds 0.05 s of audio; at least 1 s is needed.",
+    "instance": "/v1/tags#2f1c7a5e9b0d4c3f8a6e1d2b3c4f5a60",
+    "hint": "Send a longer clip.",
+}
 
 
 def _example(example: dict[str, Any], extra: Literal["ignore", "forbid"] = "ignore") -> ConfigDict:
@@ -118,15 +133,75 @@ class Timing(BaseModel):
 class TagResponse(BaseModel):
     """The answer to one clip."""
 
-    model_config = _example(
-        {"tags": _TAGS, "windows": [_WINDOW], "audio": _AUDIO, "model": _MODEL, "timing_ms": _TIMING}
-    )
+    model_config = _example(_RESULT)
 
     tags: list[TagScore] = Field(description="In the model's order.")
     windows: list[Window] | None = Field(default=None, description="Only with `windows=true`.")
     audio: Audio
     model: ModelName
     timing_ms: Timing
+
+
+class BatchItem(BaseModel):
+    """One clip of a batch: a result, or the problem that kept it from one."""
+
+    model_config = _example({"index": 1, "status": 422, "problem": _PROBLEM})
+
+    index: int = Field(ge=0, description="Which of the request's clips, counted from 0.")
+    status: int = Field(description="The status that this clip would have got alone.")
+    result: TagResponse | None = Field(default=None, description="Only with status 200.")
+    problem: "Problem | None" = Field(default=None, description="Only with another status.")
+
+
+class BatchResponse(BaseModel):
+    """The answers to all clips of a batch, in the request's order."""
+
+    model_config = _example(
+        {
+            "items": [
+                {"index": 0, "status": 200, "result": _RESULT},
+                {"index": 1, "status": 422, "problem": _PROBLEM},
+            ]
+        }
+    )
+
+    items: list[BatchItem]
+
+
+class Label(BaseModel):
+    """One tag's score as `huggingface_hub` names it."""
+
+    model_config = _example({"label": "vocal", "score": 0.973})
+
+    label: str
+    score: Score
+
+
+class LabelQuery(BaseModel):
+    """How many labels to answer."""
+
+    model_config = _example({"top_k": 2}, extra="forbid")
+
+    top_k: int | None = Field(default=None, ge=1, description="So many labels at most; empty: all.")
+
+
+class LabelParameters(LabelQuery):
+    """The parameters as `huggingface_hub` sends them."""
+
+    model_config = _example({"top_k": 2, "function_to_apply": "sigmoid"}, extra="forbid")
+
+    function_to_apply: Literal["sigmoid"] | None = Field(
+        default=None, description="Tags do not exclude each other, so it can only be the sigmoid."
+    )
+
+
+class LabelRequest(BaseModel):
+    """The JSON body that `huggingface_hub` sends when there are parameters."""
+
+    model_config = _example({"inputs": "UklGRiQAAABXQVZF", "parameters": {"top_k": 2}}, extra="forbid")
+
+    inputs: str = Field(description="The clip, in base64.")
+    parameters: LabelParameters = LabelParameters()
 
 
 class TagMeaning(BaseModel):
@@ -185,16 +260,7 @@ class Health(BaseModel):
 class Problem(BaseModel):
     """A failure, after RFC 9457, with a hint that says what to do next."""
 
-    model_config = _example(
-        {
-            "type": "/problems/too-short",
-            "title": "The clip is too short",
-            "status": 422,
-            "detail": "The clip holds 0.05 s of audio; at least 1 s is needed.",
-            "instance": "/v1/tags#2f1c7a5e9b0d4c3f8a6e1d2b3c4f5a60",
-            "hint": "Send a longer clip.",
-        }
-    )
+    model_config = _example(_PROBLEM)
 
     type: str = Field(description="Which problem: a relative URI that describes it.")
     title: str = Field(description="The same for every occurrence of the type.")

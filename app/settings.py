@@ -86,6 +86,9 @@ class Settings(BaseSettings):
     clip_segments: int = Field(default=16, ge=1, le=4096)
     """Most segments of one clip decoded ahead of the device (0.3 MB each). Low: the device waits for this
     clip's decoder. High: more memory a clip, and fewer clips fit the queue."""
+    batch_clips: int = Field(default=32, ge=1, le=1024)
+    """Most clips of one `POST /v1/tags/batch`; each counts as one clip for the queue. Low: clients send more
+    requests. High: one request may take the whole queue. More than the queue can hold is cut to that."""
     queue_segments: int = Field(default=1024, ge=1, le=1_000_000)
     """Most segments admitted at once; a new clip counts `clip_segments` until it proves shorter. Low: 429
     though the deadline could be kept. High: admitted clips wait longer, up to their deadline."""
@@ -137,3 +140,8 @@ class Settings(BaseSettings):
     def max_inflight_bytes(self) -> int:
         """Bytes of all bodies held at once."""
         return int(self.max_inflight_mb * BYTES_PER_MB)
+
+    @property
+    def max_batch_clips(self) -> int:
+        """Clips of one batch: as set, but never more than an empty queue admits."""
+        return min(self.batch_clips, self.queue_segments // self.clip_segments)

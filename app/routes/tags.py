@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final
 
 from fastapi import APIRouter, Query, Request, Response
 
-from app.admission import attend
+from app.admission import attend, in_time
+from app.batcher import Lane
 from app.pipeline import Work
 from app.problems import ProblemError, responses_for
 from app.schemas import Audio, ModelName, TagQuery, TagResponse, TagScore, Timing, Window
@@ -17,30 +18,29 @@ from model.tagger import Tagging
 
 router = APIRouter(tags=["tags"])
 
-_BINARY: Final = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+BINARY: Final = {"type": "string", "format": "binary", "contentMediaType": "application/octet-stream"}
+TIMEOUT_PARAMETER: Final = {
+    "name": "X-Request-Timeout",
+    "in": "header",
+    "description": "Seconds in which the answer is wanted; cut to the operator's maximum.",
+    "schema": {"type": "number", "exclusiveMinimum": 0},
+    "example": 30,
+}
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {
         "required": True,
         "description": "The clip, as a form's field or as the raw body; its format is told by content.",
         "content": {
             "multipart/form-data": {
-                "schema": {"type": "object", "required": ["file"], "properties": {"file": _BINARY}}
+                "schema": {"type": "object", "required": ["file"], "properties": {"file": BINARY}}
             },
-            "application/octet-stream": {"schema": _BINARY},
-            "audio/*": {"schema": _BINARY},
+            "application/octet-stream": {"schema": BINARY},
+            "audio/*": {"schema": BINARY},
         },
     },
-    "parameters": [
-        {
-            "name": "X-Request-Timeout",
-            "in": "header",
-            "description": "Seconds in which the answer is wanted; cut to the operator's maximum.",
-            "schema": {"type": "number", "exclusiveMinimum": 0},
-            "example": 30,
-        }
-    ],
+    "parameters": [TIMEOUT_PARAMETER],
 }
-_RESPONSES: Final = responses_for(
+CLIP_SLUGS: Final = (
     *("no-clip", "empty-clip", "malformed-multipart", "bad-combination", "slow-body", "too-many-bytes"),
     *("too-many-seconds", "not-audio", "media-type", "undecodable", "too-short", "silent", "bad-parameter"),
     *("queue-full", "bytes-full", "batch-failed", "not-ready", "draining", "late-in-queue", "late-at-work"),
@@ -50,7 +50,7 @@ _RESPONSES: Final = responses_for(
 @router.post(
     "/v1/tags",
     summary="Tag one clip",
-    responses=_RESPONSES,
+    responses=responses_for(*CLIP_SLUGS),
     openapi_extra=_BODY,
     response_model_exclude_none=True,
 )
@@ -64,18 +64,32 @@ async def tag_clip(
     refuse_repeated(request)
     thresholds = parse_thresholds(query.threshold, state.pipeline.tagger.bundle)
     clip = await read_clip(request)
+    with state.pipeline.admit() as [lane]:
+        answer = await attend(request, answer_clip(request, clip, lane, query, thresholds, state), state)
+    response.headers["Server-Timing"] = server_timing(
+        answer.timing_ms, getattr(request.state, "upload_s", 0.0)
+    )
+    return answer
+
+
+async def answer_clip(
+    request: Request,
+    clip: BinaryIO,
+    lane: Lane,
+    query: TagQuery,
+    thresholds: Mapping[str, float],
+    state: State,
+) -> TagResponse:
+    """Tag one clip within the request's time, and count it. Raises AudioError, ProblemError."""
     work = Work()
-    tagging = await attend(
+    tagging = await in_time(
         request,
-        state.pipeline.tag(clip, work, start_s=query.start_s, duration_s=query.duration_s),
+        state.pipeline.tag(clip, lane, work, start_s=query.start_s, duration_s=query.duration_s),
         work,
         state,
     )
     answer = answer_of(tagging, thresholds, query, state, timing_of(work, request.state.started))
     observe(answer, work, state)
-    response.headers["Server-Timing"] = server_timing(
-        answer.timing_ms, getattr(request.state, "upload_s", 0.0)
-    )
     return answer
 
 

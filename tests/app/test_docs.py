@@ -25,13 +25,6 @@ async def test_the_pages_load_everything_from_here(service: Service, path: str) 
         assert (await service.client.get(url)).status_code == 200
 
 
-async def test_the_root_leads_to_the_documentation(service: Service) -> None:
-    response = await service.client.get("/", follow_redirects=True)
-
-    assert response.url.path == "/docs"
-    assert "swagger-ui" in response.text
-
-
 async def test_both_ways_to_send_a_clip_are_described(service: Service) -> None:
     openapi = (await service.client.get("/openapi.json")).json()
 
@@ -69,6 +62,8 @@ async def test_every_operation_is_described(service: Service) -> None:
     assert set(openapi["paths"]) == {
         *(
             "/v1/tags",
+            "/v1/tags/batch",
+            "/hf/audio-classification",
             "/v1/model",
             "/health/live",
             "/health/ready",
@@ -99,6 +94,14 @@ async def test_the_model_describes_itself(service: Service, tagger: Tagger) -> N
     assert all(tag["threshold"] == tagger.bundle.thresholds[tag["tag"]] for tag in body["tags"])
     assert (body["sha256"], body["device"]) == (tagger.bundle.sha256, "cpu")
     assert body["metrics"] == tagger.bundle.metrics
+
+
+async def test_every_reference_in_openapi_leads_somewhere(service: Service) -> None:
+    openapi = (await service.client.get("/openapi.json")).text
+
+    referred = set(re.findall(r'"#/components/schemas/(\w+)"', openapi))
+    assert {"Problem", "LabelRequest", "LabelParameters", "BatchItem"} <= referred
+    assert referred <= set(service.app.openapi()["components"]["schemas"])
 
 
 @pytest.mark.parametrize("path", ["/docs", "/redoc"])

@@ -67,11 +67,15 @@ async def test_an_unknown_problem_is_not_found(service: Service) -> None:
     check_problem(await service.client.get("/problems/nothing"), 404, "not-found")
 
 
+ONLY_THERE = {"too-many-clips": "/v1/tags/batch", "bad-json": "/hf/audio-classification"}
+
+
 @pytest.mark.parametrize(
     "slug", [slug for slug in PROBLEMS if slug not in ("bad-request", "not-found", "method-not-allowed")]
 )
 def test_tagging_declares_each_problem_with_an_example(openapi: dict[str, Any], slug: str) -> None:
-    response = openapi["paths"]["/v1/tags"]["post"]["responses"][str(PROBLEMS[slug].status)]
+    path = ONLY_THERE.get(slug, "/v1/tags")
+    response = openapi["paths"][path]["post"]["responses"][str(PROBLEMS[slug].status)]
 
     content = response["content"]["application/problem+json"]
     assert content["schema"] == {"$ref": "#/components/schemas/Problem"}

@@ -1,0 +1,70 @@
+// Talks to the service. A failure is always a Problem: {slug, status, title, detail, hint}.
+
+const RETRIES = 3;
+let key = "";
+try { key = sessionStorage.getItem("key") ?? ""; } catch { /* storage may be forbidden */ }
+
+export class Problem extends Error {
+  constructor(fields) {
+    super(fields.title);
+    Object.assign(this, { slug: fields.type?.replace(/^.*\/problems\//, "") ?? "internal", ...fields });
+  }
+}
+
+export function useKey(text) {
+  key = text;
+  try { sessionStorage.setItem("key", text); } catch { /* it holds for this page at least */ }
+}
+
+function headers() {
+  return key ? { Authorization: `Bearer ${key}` } : {};
+}
+
+const unreachable = () => new Problem({
+  type: "/problems/unreachable", status: 0, title: "The service cannot be reached",
+  detail: "No answer came.", hint: "Check the connection, then try again.",
+});
+
+export async function describeModel() {
+  const response = await fetch("v1/model", { headers: headers() }).catch(() => { throw unreachable(); });
+  const body = await response.json().catch(() => ({}));
+  if (!response.ok) throw new Problem(body);
+  return body;
+}
+
+// Tags one file. `onStep(phase, fraction)` is told "uploading" with 0..1, "analysing", "waiting" with seconds.
+export async function tag(file, onStep, signal) {
+  for (let attempt = 0; ; attempt += 1) {
+    const { status, body, retryAfter } = await send(file, onStep, signal);
+    if (status === 200) return body;
+    if ((status !== 429 && status !== 503) || attempt === RETRIES) throw new Problem(body);
+    const seconds = Math.min(retryAfter || 1, 30);
+    onStep("waiting", seconds);
+    await new Promise((resolve) => { setTimeout(resolve, seconds * 1000); });
+  }
+}
+
+// XMLHttpRequest, because fetch does not tell how much was sent.
+function send(file, onStep, signal) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", "v1/tags?windows=true");
+    for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
+    request.setRequestHeader("Content-Type", "application/octet-stream");
+    request.upload.onprogress = (event) => onStep("uploading", event.loaded / Math.max(event.total, 1));
+    request.upload.onload = () => onStep("analysing");
+    request.onload = () => {
+      let body = {};
+      try { body = JSON.parse(request.responseText); } catch { /* a proxy's page: told by its status */ }
+      resolve({
+        status: request.status,
+        body: body.title || body.tags ? body : { status: request.status, title: `HTTP ${request.status}` },
+        retryAfter: Number(request.getResponseHeader("Retry-After")),
+      });
+    };
+    request.onerror = () => reject(unreachable());
+    request.onabort = () => reject(new DOMException("aborted", "AbortError"));
+    signal.addEventListener("abort", () => request.abort(), { once: true });
+    request.send(file);
+  });
+}

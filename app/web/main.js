@@ -1,0 +1,368 @@
+// The page: clips come in, are tagged two at a time, and are shown one at a time.
+
+import { Problem, describeModel, tag, useKey } from "./api.js";
+import { languages, locale, other, say, sayProblem, tagMeaning, tagName, translate, use } from "./i18n.js";
+import { peaksOf, record } from "./sound.js";
+import { Table } from "./table.js";
+import { Timeline, clock } from "./timeline.js";
+
+const AT_ONCE = 2;
+const byId = (id) => document.getElementById(id);
+const audio = byId("audio");
+const clips = [];
+let model = null;
+let shown = null;
+let running = 0;
+
+// One clip's life: waiting, uploading, analysing, retrying; then it has an answer or a problem.
+class Clip {
+  constructor(file) {
+    this.file = file;
+    this.name = file.name;
+    this.url = URL.createObjectURL(file);
+    this.stopper = new AbortController();
+    this.restart();
+  }
+
+  restart() {
+    Object.assign(this, { phase: "waiting", amount: 0, answer: null, problem: null, peaks: null, waveNote: "" });
+  }
+
+  words() {
+    if (this.phase === "uploading") return say("uploading", Math.round(this.amount * 100));
+    return this.phase === "retrying" ? say("retrying", this.amount) : say(this.phase);
+  }
+
+  drop() {
+    this.stopper.abort();
+    URL.revokeObjectURL(this.url);
+  }
+}
+
+const player = {
+  time: () => audio.currentTime,
+  seek(seconds) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); },
+  play() { audio.play().catch(() => {}); },
+  pause() { audio.pause(); },
+  toggle() { if (audio.paused) player.play(); else player.pause(); },
+};
+const timeline = new Timeline(player);
+const table = new Table(clips, show);
+
+// What comes in
+
+function add(files) {
+  const made = [...files].map((file) => new Clip(file));
+  if (!made.length) return;
+  clips.push(...made);
+  show(made[0]);
+  table.draw();
+  work();
+}
+
+function work() {
+  for (const clip of clips) {
+    if (running < AT_ONCE && clip.phase === "waiting") void analyse(clip);
+  }
+}
+
+async function analyse(clip) {
+  running += 1;
+  step(clip, "uploading", 0);
+  try {
+    clip.answer = await tag(clip.file, (phase, amount) => step(clip, phase === "waiting" ? "retrying" : phase, amount), clip.stopper.signal);
+    clip.phase = "done";
+    tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    if (!(error instanceof Problem)) throw error;
+    clip.problem = error;
+    clip.phase = "failed";
+    tell(clip, sayProblem(error).title);
+    askForKey(error);
+  } finally {
+    running -= 1;
+    if (clips.includes(clip)) refresh(clip);
+    work();
+  }
+  if (clip.answer) await paint(clip);
+}
+
+async function paint(clip) {
+  try {
+    clip.peaks = await peaksOf(clip.file, clip.answer.audio.duration_s);
+    clip.waveNote = clip.peaks ? "" : "longWave";
+  } catch {
+    clip.waveNote = "noWave";
+  }
+  if (clip === shown) drawResult();
+}
+
+function step(clip, phase, amount = 0) {
+  Object.assign(clip, { phase, amount });
+  refresh(clip);
+}
+
+function refresh(clip) {
+  table.draw();
+  if (clip === shown) drawResult();
+}
+
+function tell(clip, words) {
+  byId("news").textContent = say("done", clip.name, words);
+}
+
+// What is shown
+
+function show(clip) {
+  if (clip !== shown) {
+    shown = clip;
+    table.chosen = clip;
+    audio.src = clip.url;
+  }
+  table.draw();
+  drawResult();
+}
+
+function drawResult() {
+  const clip = shown;
+  byId("result").hidden = !clip;
+  if (!clip) return;
+  byId("clip-name").textContent = clip.name;
+  byId("clip-facts").textContent = clip.answer ? facts(clip.answer.audio) : "";
+  byId("play").disabled = !clip.answer || clip.waveNote === "noWave";
+  drawProgress(clip);
+  drawProblem(clip);
+  byId("findings").hidden = !clip.answer;
+  if (clip.answer) {
+    byId("scores").replaceChildren(...clip.answer.tags.map(scoreRow));
+    byId("wave-note").hidden = !clip.waveNote;
+    byId("wave-note").textContent = clip.waveNote && say(clip.waveNote);
+    timeline.show(clip);
+  }
+  drawClock();
+}
+
+function facts({ format, codec, sample_rate_hz: rate, channels }) {
+  const kinds = { 1: say("mono"), 2: say("stereo") };
+  return say("facts", format, codec, rate.toLocaleString(locale()), kinds[channels] ?? say("channels", channels));
+}
+
+function drawProgress(clip) {
+  const busy = !clip.answer && !clip.problem;
+  byId("progress-area").hidden = !busy;
+  if (!busy) return;
+  byId("progress-text").textContent = clip.words();
+  if (clip.phase === "uploading") byId("progress").value = clip.amount;
+  else byId("progress").removeAttribute("value"); // it cannot be told how long the rest takes
+}
+
+function drawProblem({ problem }) {
+  byId("problem").hidden = !problem;
+  if (!problem) return;
+  const { title, detail, hint } = sayProblem(problem);
+  byId("problem-title").textContent = title;
+  byId("problem-detail").textContent = detail ?? "";
+  byId("problem-hint").textContent = hint ?? "";
+}
+
+function scoreRow({ tag: name, score, present, threshold }, index) {
+  const row = document.createElement("li");
+  row.className = present ? "present" : "absent";
+  row.dataset.tag = name;
+  const meaning = model?.tags.find((known) => known.tag === name)?.meaning ?? "";
+  const label = part("span", `tag-name c${index % 6}`, tagName(name));
+  label.title = tagMeaning(name, meaning);
+  const bar = part("span", `bar c${index % 6}`);
+  const fill = part("i");
+  const mark = part("b");
+  fill.style.width = `${score * 100}%`;
+  mark.style.left = `${threshold * 100}%`;
+  bar.append(fill, mark);
+  bar.title = say("threshold", threshold.toFixed(2));
+  const verdict = part("span", "verdict", say(present ? "present" : "absent"));
+  verdict.append(part("span", "visually-hidden", `, ${say("threshold", threshold.toFixed(2))}`));
+  row.append(label, bar, part("span", "number", score.toFixed(2)), verdict);
+  return row;
+}
+
+function part(kind, classes = "", text = "") {
+  const made = document.createElement(kind);
+  made.className = classes;
+  made.textContent = text;
+  return made;
+}
+
+function drawClock() {
+  const seconds = shown?.answer?.audio.duration_s;
+  byId("clock").textContent = seconds ? `${clock(audio.currentTime)} / ${clock(seconds)}` : "";
+  byId("play").classList.toggle("playing", !audio.paused);
+  byId("play").setAttribute("aria-label", say(audio.paused ? "play" : "pause"));
+}
+
+function follow() {
+  timeline.moveTo(audio.currentTime);
+  drawClock();
+  if (!audio.paused) requestAnimationFrame(follow);
+}
+
+// Keys, model, words and light
+
+function askForKey(problem) {
+  if (problem.status === 401 || problem.status === 403) byId("key-form").hidden = false;
+}
+
+async function meetModel() {
+  try {
+    model = await describeModel();
+    byId("key-form").hidden = true;
+    table.setTags(model.tags.map((known) => known.tag));
+    drawModel();
+  } catch (error) {
+    if (!(error instanceof Problem)) throw error;
+    askForKey(error);
+  }
+}
+
+function drawModel() {
+  if (model) byId("model").textContent = say("model", model.name, model.version, model.device);
+}
+
+const THEMES = ["", "light", "dark"];
+const theme = () => document.documentElement.dataset.theme ?? "";
+
+function drawTheme() {
+  const words = say({ "": "themeAuto", light: "themeLight", dark: "themeDark" }[theme()]);
+  byId("theme").title = words;
+  byId("theme").setAttribute("aria-label", words);
+}
+
+function nextTheme() {
+  const next = THEMES[(THEMES.indexOf(theme()) + 1) % THEMES.length];
+  if (next) document.documentElement.dataset.theme = next;
+  else delete document.documentElement.dataset.theme;
+  try { localStorage.setItem("theme", next); } catch { /* it holds for this page at least */ }
+  drawTheme();
+  timeline.draw();
+}
+
+function drawWords() {
+  translate();
+  byId("language").textContent = languages[other()];
+  byId("language").lang = other() === "zh" ? "zh-CN" : "en";
+  if (!recording) byId("record-text").textContent = say("record");
+  drawTheme();
+  drawModel();
+  table.drawHead();
+  drawResult();
+}
+
+// The microphone
+
+let recording = null;
+
+async function toggleRecording() {
+  byId("record").disabled = true;
+  try {
+    if (recording) await endRecording();
+    else await beginRecording();
+  } finally {
+    byId("record").disabled = false;
+  }
+}
+
+async function beginRecording() {
+  const now = new Date().toLocaleTimeString(locale());
+  let session;
+  try {
+    session = await record(`${say("recording")} ${now}.webm`);
+  } catch (error) {
+    noMicrophone(error);
+    return;
+  }
+  const began = Date.now();
+  const tick = () => { byId("record-text").textContent = say("stop", clock((Date.now() - began) / 1000)); };
+  recording = { session, ticking: setInterval(tick, 500) };
+  byId("record").setAttribute("aria-pressed", "true");
+  tick();
+}
+
+async function endRecording() {
+  const { session, ticking } = recording;
+  clearInterval(ticking);
+  recording = null;
+  byId("record").setAttribute("aria-pressed", "false");
+  byId("record-text").textContent = say("record");
+  add([await session.stop()]);
+}
+
+function noMicrophone(error) {
+  const clip = new Clip(new File([], say("record")));
+  clip.phase = "failed";
+  clip.problem = new Problem({
+    type: "/problems/no-microphone", title: "The microphone cannot be used", detail: error.message ?? "",
+    hint: "Allow this page to use the microphone in the browser, then press Record again.",
+  });
+  shown = clip; // shown, but not one of the clips
+  table.chosen = null;
+  drawResult();
+}
+
+// Wiring
+
+byId("choose").addEventListener("click", () => byId("files").click());
+byId("files").addEventListener("change", (event) => { add(event.target.files); event.target.value = ""; });
+byId("record").addEventListener("click", () => void toggleRecording());
+byId("play").addEventListener("click", () => player.toggle());
+byId("language").addEventListener("click", () => { use(other()); drawWords(); });
+byId("theme").addEventListener("click", nextTheme);
+byId("clear").addEventListener("click", () => {
+  for (const clip of clips.splice(0)) clip.drop();
+  shown = table.chosen = null;
+  audio.removeAttribute("src");
+  audio.load();
+  table.draw();
+  drawResult();
+  byId("choose").focus();
+});
+byId("again").addEventListener("click", () => {
+  if (!clips.includes(shown)) { void toggleRecording(); return; }
+  shown.restart();
+  refresh(shown);
+  work();
+});
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey(byId("key").value.trim());
+  void meetModel();
+});
+for (const button of document.querySelectorAll("[data-sample]")) {
+  button.addEventListener("click", async () => {
+    const name = `${button.dataset.sample}.opus`;
+    const response = await fetch(`web/samples/${name}`);
+    add([new File([await response.arrayBuffer()], name, { type: "audio/ogg" })]);
+  });
+}
+for (const event of ["dragenter", "dragover"]) {
+  document.addEventListener(event, (drag) => {
+    if (!drag.dataTransfer?.types.includes("Files")) return;
+    drag.preventDefault();
+    byId("drop").classList.add("over");
+  });
+}
+document.addEventListener("dragleave", (drag) => {
+  if (!drag.relatedTarget) byId("drop").classList.remove("over");
+});
+document.addEventListener("drop", (drag) => {
+  drag.preventDefault();
+  byId("drop").classList.remove("over");
+  add(drag.dataTransfer.files);
+});
+document.addEventListener("paste", (paste) => {
+  if (paste.clipboardData?.files.length) { paste.preventDefault(); add(paste.clipboardData.files); }
+});
+for (const event of ["play", "pause", "ended", "seeked"]) audio.addEventListener(event, follow);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => timeline.draw());
+
+drawWords();
+void meetModel();

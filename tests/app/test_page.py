@@ -1,0 +1,429 @@
+"""The page at / as a person uses it: in Chromium, against the real server process, the network cut off."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, FilePayload, Page, expect
+
+from tests.app.browser import Tab, chromium, new_tab
+from tests.app.service import Process, server_process, tune
+
+CLIPS = Path(__file__).parents[1] / "clips"
+WEB = Path(__file__).parents[2] / "app" / "web"
+SAMPLES = ("song", "club", "orchestra")
+NOT_AUDIO: FilePayload = {"name": "notes.txt", "mimeType": "text/plain", "buffer": b"la la la " * 999}
+SONG: FilePayload = {
+    "name": "song.opus",
+    "mimeType": "audio/ogg",
+    "buffer": (WEB / "samples" / "song.opus").read_bytes(),
+}
+MOST_BYTES = 150_000
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def server(browser: Browser) -> Iterator[Process]:  # noqa: ARG001 - no server without a browser
+    with server_process() as process:
+        yield process
+
+
+@contextmanager
+def opened(browser: Browser, server: Process, **options: Any) -> Iterator[Tab]:  # noqa: ANN401 - Playwright's
+    """The page, freshly opened; whatever a test does with it, it may load nothing from outside."""
+    with new_tab(browser, **options) as tab:
+        tab.page.goto(f"{server.url}/")
+        expect(tab.page.locator("#model")).not_to_be_empty()
+        yield tab
+        assert tab.outside == []
+
+
+@pytest.fixture
+def tab(server: Process, browser: Browser) -> Iterator[Tab]:
+    with opened(browser, server) as fresh:
+        yield fresh
+
+
+def click_sample(page: Page, name: str) -> None:
+    page.locator(f"[data-sample={name}]").click()
+    expect(page.locator("#clip-name")).to_have_text(f"{name}.opus")
+    expect(page.locator("#scores li")).not_to_have_count(0)
+
+
+def shown_scores(page: Page) -> dict[str, str]:
+    rows = page.locator("#scores li").all()
+    return {str(row.get_attribute("data-tag")): row.locator(".number").inner_text() for row in rows}
+
+
+def scores_of(server: Process, clip: bytes) -> dict[str, str]:
+    tags = server.post(clip).json()["tags"]
+    return {tag["tag"]: f"{tag['score']:.2f}" for tag in tags}
+
+
+def names(page: Page) -> list[str]:
+    return page.locator("#rows td:first-child").all_inner_texts()
+
+
+def is_drawn(page: Page, canvas: str, colours: int) -> bool:
+    """Whether a canvas shows at least so many colours."""
+    count = page.locator(canvas).evaluate(
+        """canvas => new Set(new Uint32Array(
+            canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer)).size"""
+    )
+    return bool(count >= colours)
+
+
+def test_a_chosen_file_is_shown_with_its_scores_waveform_and_timeline(server: Process, tab: Tab) -> None:
+    page, clip = tab.page, CLIPS / "sung_pop.opus"
+
+    page.locator("#files").set_input_files(clip)
+
+    expect(page.locator("#scores li")).to_have_count(len(server.get("/v1/model").json()["tags"]))
+    assert shown_scores(page) == scores_of(server, clip.read_bytes())
+    expect(page.locator("#clip-facts")).to_contain_text("opus")
+    expect(page.locator("#clock")).to_have_text("0:00 / 0:14")
+    expect(page.locator("#list")).to_be_hidden()
+    page.wait_for_function("document.querySelector('#wave').height > 0")
+    assert is_drawn(page, "#wave", 2)
+    assert is_drawn(page, "#strips", 4)
+    assert tab.errors == []
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_sample_is_one_click_away(server: Process, tab: Tab, name: str) -> None:
+    click_sample(tab.page, name)
+
+    sample = (WEB / "samples" / f"{name}.opus").read_bytes()
+    assert shown_scores(tab.page) == scores_of(server, sample)
+    tab.page.wait_for_timeout(500)  # the bars have grown
+    tab.screenshot(f"page-{name}")
+    assert tab.errors == []
+
+
+def test_each_bar_ends_at_its_score_and_bears_its_threshold(server: Process, tab: Tab) -> None:
+    click_sample(tab.page, "song")
+
+    thresholds = {tag["tag"]: tag["threshold"] for tag in server.get("/v1/model").json()["tags"]}
+    for row in tab.page.locator("#scores li").all():
+        tag, score = str(row.get_attribute("data-tag")), float(row.locator(".number").inner_text())
+        fill = row.locator(".bar i").evaluate("bar => parseFloat(bar.style.width)")
+        mark = row.locator(".bar b").evaluate("mark => parseFloat(mark.style.left)")
+        assert fill == pytest.approx(100 * score, abs=0.51)
+        assert mark == pytest.approx(100 * thresholds[tag], abs=1e-3)
+        expect(row.locator(".verdict")).to_contain_text(
+            "applies" if score >= thresholds[tag] else "does not apply"
+        )
+
+
+def test_a_click_on_the_timeline_plays_from_there(tab: Tab) -> None:
+    page = tab.page
+    click_sample(page, "song")
+    stage = page.locator("#stage")
+    box = stage.bounding_box()
+    assert box
+
+    stage.click(position={"x": box["width"] / 2, "y": 40})
+
+    page.wait_for_function("!document.querySelector('#audio').paused")
+    assert page.evaluate("document.querySelector('#audio').currentTime") == pytest.approx(6, abs=1.5)
+    expect(page.locator("#play")).to_have_accessible_name("Pause")
+    page.locator("#play").click()
+    expect(page.locator("#play")).to_have_accessible_name("Play")
+    assert tab.errors == []
+
+
+def test_hover_and_keyboard_read_the_timeline(tab: Tab) -> None:
+    page = tab.page
+    page.locator("#files").set_input_files({"name": "long.wav", "mimeType": "audio/wav", "buffer": tune(40)})
+    stage = page.get_by_role("slider", name="Position in the clip")
+    box = stage.bounding_box()
+    assert box
+
+    stage.hover(position={"x": box["width"] - 5, "y": 100})
+    expect(page.locator("#reading")).to_contain_text(re.compile(r"0:30.0:40: vocal 0\.\d\d"))
+    page.mouse.move(0, 0)
+    stage.focus()
+    for _ in range(3):
+        stage.press("ArrowRight")
+
+    expect(stage).to_have_attribute("aria-valuenow", "15")
+    expect(stage).to_have_attribute("aria-valuetext", re.compile(r"^0:10.0:20: vocal 0\.\d\d, "))
+    expect(page.locator("#clock")).to_have_text("0:15 / 0:40")
+    stage.press("Enter")
+    page.wait_for_function("!document.querySelector('#audio').paused")
+    stage.press(" ")
+    page.wait_for_function("document.querySelector('#audio').paused")
+    tab.screenshot("page-timeline")
+
+
+def test_a_bad_file_is_told_in_plain_words_with_its_hint(server: Process, tab: Tab) -> None:
+    page = tab.page
+    known = server.post(NOT_AUDIO["buffer"]).json()
+
+    page.locator("#files").set_input_files(NOT_AUDIO)
+
+    expect(page.locator("#problem")).to_be_visible()
+    expect(page.locator("#problem-title")).to_have_text(known["title"])
+    expect(page.locator("#problem-detail")).to_have_text(known["detail"])
+    expect(page.locator("#problem-hint")).to_have_text(known["hint"])
+    expect(page.locator("#news")).to_contain_text(known["title"])
+    expect(page.locator("#findings")).to_be_hidden()
+    tab.screenshot("page-problem")
+
+
+def test_a_service_that_is_gone_is_told_and_can_be_tried_again(tab: Tab) -> None:
+    page = tab.page
+    page.route("**/v1/tags*", lambda route: route.abort())
+    page.locator("[data-sample=song]").click()
+    expect(page.locator("#problem-title")).to_have_text("The service cannot be reached")
+
+    page.unroute("**/v1/tags*")
+    page.get_by_role("button", name="Try again").click()
+
+    expect(page.locator("#scores li")).not_to_have_count(0)
+    expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_several_files_make_a_table_that_sorts_and_filters(server: Process, tab: Tab) -> None:
+    page = tab.page
+    files = [WEB / "samples" / f"{name}.opus" for name in SAMPLES]
+    answers = {
+        path.stem: {tag["tag"]: tag for tag in server.post(path.read_bytes()).json()["tags"]}
+        for path in files
+    }
+
+    page.locator("#files").set_input_files(files)
+    page.locator("#files").set_input_files(NOT_AUDIO)
+    expect(page.locator("#rows td.bad")).to_have_count(1)
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(3)
+
+    by_score = sorted(SAMPLES, key=lambda name: answers[name]["soundtrack"]["score"])
+    rising = [f"{name}.opus" for name in by_score]
+    vocal = [f"{name}.opus" for name in by_score if "o" in name and answers[name]["vocal"]["present"]]
+
+    assert names(page) == ["song.opus", "club.opus", "orchestra.opus", "notes.txt"]
+    page.get_by_role("button", name="soundtrack").click()
+    assert names(page) == [*reversed(rising), "notes.txt"]
+    head = page.get_by_role("columnheader", name="soundtrack")
+    expect(head).to_have_attribute("aria-sort", "descending")
+    page.get_by_role("button", name="soundtrack").click()
+    assert names(page) == [*rising, "notes.txt"]
+    page.get_by_label("Filter").fill("O")
+    page.get_by_label("Carries").select_option("vocal")
+    assert names(page) == vocal
+    expect(page.locator("#shown")).to_have_text(f"{len(vocal)} of 4 clips shown")
+    page.get_by_label("Filter").fill("")
+    page.get_by_label("Carries").select_option("")
+    page.locator("#rows").get_by_role("button", name="club.opus").click()
+    expect(page.locator("#clip-name")).to_have_text("club.opus")
+    tab.screenshot("page-table")
+
+
+def test_the_table_is_exported_as_it_is_shown(server: Process, tab: Tab) -> None:
+    page = tab.page
+    clip: FilePayload = {"name": '=SUM(1) "a", b.wav', "mimeType": "audio/wav", "buffer": tune(3)}
+    page.locator("#files").set_input_files([clip, NOT_AUDIO])
+    expect(page.locator("#rows td.bad")).to_have_count(1)
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(1)
+
+    with page.expect_download() as table:
+        page.get_by_role("button", name="CSV").click()
+    with page.expect_download() as objects:
+        page.get_by_role("button", name="JSON").click()
+
+    rows = list(csv.DictReader(io.StringIO(table.value.path().read_bytes().decode())))
+    found = json.loads(objects.value.path().read_text())
+    known = server.post(tune(3)).json()["tags"]
+    assert rows[0]["clip"] == "'" + clip["name"], "a spreadsheet must not run a clip's name"
+    assert {tag["tag"]: float(rows[0][tag["tag"]]) for tag in known} == pytest.approx(
+        {tag["tag"]: tag["score"] for tag in known}, abs=1e-4
+    )
+    assert rows[1]["problem"]
+    assert found[0]["name"] == clip["name"]
+    assert found[0]["windows"]
+    assert found[1]["problem"]["slug"] == "not-audio"
+
+
+def test_the_upload_s_progress_is_shown(server: Process, browser: Browser) -> None:
+    with opened(browser, server) as tab:
+        wire = tab.page.context.new_cdp_session(tab.page)
+        wire.send("Network.enable")
+        slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 500_000}
+        wire.send("Network.emulateNetworkConditions", slow)
+        clip: FilePayload = {"name": "song.wav", "mimeType": "audio/wav", "buffer": tune(60)}
+
+        tab.page.locator("#files").set_input_files(clip)
+
+        text = tab.page.locator("#progress-text")
+        expect(text).to_have_text(re.compile(r"Uploading, [1-9]\d? %"))
+        expect(text).to_have_text("Listening")
+        expect(tab.page.locator("#scores li")).not_to_have_count(0)
+        expect(tab.page.locator("#progress-area")).to_be_hidden()
+
+
+def test_the_microphone_is_recorded_and_tagged(server: Process, browser: Browser) -> None:
+    with opened(browser, server, permissions=["microphone"]) as tab:
+        page = tab.page
+        page.locator("#record").click()
+        expect(page.locator("#record")).to_have_attribute("aria-pressed", "true")
+        expect(page.locator("#record-text")).to_have_text("Stop 0:02")
+        page.locator("#record").click()
+
+        expect(page.locator("#scores li")).not_to_have_count(0)
+        expect(page.locator("#clip-name")).to_contain_text("Recording")
+        expect(page.locator("#clip-facts")).to_contain_text("webm")
+        assert tab.errors == []
+
+
+def test_dropped_and_pasted_files_are_taken(tab: Tab) -> None:
+    for event, field in (("drop", "dataTransfer"), ("paste", "clipboardData")):
+        tab.page.evaluate(
+            """async ([event, field]) => {
+                const sample = await (await fetch("web/samples/song.opus")).arrayBuffer();
+                const data = new DataTransfer();
+                data.items.add(new File([sample], `${event}.opus`));
+                const kind = event === "drop" ? DragEvent : ClipboardEvent;
+                document.body.dispatchEvent(new kind(event, {bubbles: true, [field]: data}));
+            }""",
+            [event, field],
+        )
+        expect(tab.page.locator("#clip-name")).to_have_text(f"{event}.opus")
+        expect(tab.page.locator("#scores li")).not_to_have_count(0)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_system_s_light_is_followed_and_nothing_serious_hinders_anyone(
+    server: Process, browser: Browser, scheme: str
+) -> None:
+    with opened(browser, server, color_scheme=scheme, reduced_motion="reduce") as tab:
+        page = tab.page
+        assert hindrances(page) == []
+        click_sample(page, "song")
+        page.locator("#files").set_input_files(WEB / "samples" / "orchestra.opus")
+        expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(2)
+        assert hindrances(page) == []
+        tab.screenshot(f"page-{scheme}")
+        page.locator("#files").set_input_files(NOT_AUDIO)
+        expect(page.locator("#problem")).to_be_visible()
+        assert hindrances(page) == []
+
+        dark = page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(19, 20, 27)"
+        assert dark == (scheme == "dark")
+
+
+def hindrances(page: Page) -> list[str]:
+    """What axe finds that is serious or critical."""
+    found = Axe().run(page).response["violations"]
+    return [f"{v['id']}: {v['nodes'][0]['html']}" for v in found if v["impact"] in ("serious", "critical")]
+
+
+def test_the_switch_chooses_the_light_and_it_is_remembered(tab: Tab) -> None:
+    page = tab.page
+    theme = page.get_by_role("button", name="Theme")
+    expect(theme).to_have_accessible_name("Theme: system")
+
+    theme.click()
+    theme.click()
+    page.reload()
+
+    expect(theme).to_have_accessible_name("Theme: dark")
+    expect(page.locator("body")).to_have_css("background-color", "rgb(19, 20, 27)")
+
+
+@pytest.mark.parametrize(("locale", "title"), [("en-GB", "Drop music here"), ("zh-CN", "把音乐拖到这里")])
+def test_the_browser_s_language_is_spoken(server: Process, browser: Browser, locale: str, title: str) -> None:
+    with opened(browser, server, locale=locale) as tab:
+        expect(tab.page.locator("#drop-title")).to_have_text(title)
+
+
+def test_the_language_is_switched_with_all_that_is_shown(tab: Tab) -> None:
+    page = tab.page
+    page.locator("#files").set_input_files([SONG, NOT_AUDIO])
+    expect(page.locator("#rows td.bad")).to_have_count(1)
+    expect(page.locator("#scores li")).not_to_have_count(0)
+
+    page.get_by_role("button", name="中文").click()
+
+    expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
+    expect(page.locator("#scores .tag-name").first).to_have_text("人声")
+    expect(page.locator("#rows td.bad")).to_have_text("这不是可识别的音频")
+    tab.screenshot("page-chinese")
+    page.get_by_role("button", name="English").click()
+    expect(page.locator("#scores .tag-name").first).to_have_text("vocal")
+
+
+def test_a_narrow_screen_needs_no_sideways_scrolling(server: Process, browser: Browser) -> None:
+    with opened(browser, server, viewport={"width": 320, "height": 640}, has_touch=True) as tab:
+        page = tab.page
+        page.locator("#files").set_input_files([SONG, NOT_AUDIO])
+        expect(page.locator("#rows td.bad")).to_have_count(1)
+        expect(page.locator("#scores li")).not_to_have_count(0)
+
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        outside_their_card = page.locator("#result").evaluate(
+            """card => [...card.querySelectorAll("*:not(.visually-hidden)")]
+                .filter(part => part.getBoundingClientRect().right > card.getBoundingClientRect().right)
+                .map(part => part.outerHTML)"""
+        )
+        assert outside_their_card == []
+        tab.screenshot("page-narrow")
+
+
+def test_nothing_jumps_while_a_clip_is_tagged(tab: Tab) -> None:
+    page = tab.page
+    page.evaluate(
+        """() => { window.shifts = 0; new PerformanceObserver((list) => {
+            for (const shift of list.getEntries()) if (!shift.hadRecentInput) window.shifts += shift.value;
+        }).observe({type: "layout-shift", buffered: true}); }"""
+    )
+
+    click_sample(page, "song")
+    page.wait_for_timeout(1000)
+
+    assert page.evaluate("window.shifts") < 0.1, "the bound of what web.dev calls good"
+
+
+def test_a_key_is_asked_for_where_one_is_needed(browser: Browser) -> None:
+    with server_process(api_keys="the-key") as closed, new_tab(browser) as tab:
+        page = tab.page
+        page.goto(f"{closed.url}/")
+        page.get_by_label("This service asks for a key").fill("the-key")
+        page.get_by_role("button", name="Use it").click()
+        expect(page.locator("#model")).not_to_be_empty()
+        click_sample(page, "song")
+
+
+def test_the_page_allows_itself_nothing_but_its_own_files(server: Process) -> None:
+    policy = server.get("/").headers["content-security-policy"]
+
+    assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+    assert "unsafe" not in policy
+    assert "http" not in policy
+
+
+def test_the_page_is_asked_for_again_but_not_sent_again(server: Process) -> None:
+    for path in ("/", "/web/main.js", "/web/samples/song.opus"):
+        first = server.get(path)
+        again = httpx.get(f"{server.url}{path}", headers={"If-None-Match": first.headers["etag"]})
+
+        assert (first.status_code, first.headers["cache-control"]) == (200, "no-cache")
+        assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_page_is_small() -> None:
+    files = [path for path in WEB.iterdir() if path.is_file()]
+
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
