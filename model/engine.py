@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from model.frontend import SAMPLE_RATE_HZ
 from model.network import SEGMENT_SAMPLES, TaggerNetwork
+from model.unfolding import unfold_filters
 
 FloatArray = NDArray[np.float32]
 
@@ -231,7 +232,7 @@ def _to_openvino(network: TaggerNetwork) -> Any:  # noqa: ANN401 - of a package 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trace is deprecated, but OpenVINO reads it ten times as fast
         mel = network.log_mel(torch.zeros(1, SEGMENT_SAMPLES))
-        traced = torch.jit.trace(_FromMel(network).eval(), mel, check_trace=False)
+        traced = torch.jit.trace(_FromMel(unfold_filters(network)).eval(), mel, check_trace=False)
         # Not openvino.convert_model, which sends usage statistics over the network.
         manager = FrontEndManager()
         frontend = manager.load_by_framework("pytorch")
