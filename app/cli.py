@@ -60,6 +60,10 @@ Weights = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps.")]
+ENGINE_HELP = "What computes the network: auto, torch, openvino, openvino-fp32."
+THREADS_HELP = "Threads of the network on a CPU; without it, one a core, at most 8."
+Engine = Annotated[str, typer.Option(help=ENGINE_HELP)]
+Threads = Annotated[int | None, typer.Option(min=1, help=THREADS_HELP)]
 
 
 def main() -> None:
@@ -95,6 +99,8 @@ def serve(
     device: Annotated[
         str | None, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda or mps.")
     ] = None,
+    engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
+    threads: Threads = None,
 ) -> None:
     """Serve over HTTP. What is not given comes from TAGGER_* in the environment (see app/settings.py)."""
     from pydantic import ValidationError
@@ -102,7 +108,14 @@ def serve(
     from app.server import serve as run
     from app.settings import Settings
 
-    given = {"host": host, "port": port, "weights": weights, "device": device}
+    given = {
+        "host": host,
+        "port": port,
+        "weights": weights,
+        "device": device,
+        "engine": engine,
+        "threads": threads,
+    }
     try:
         settings = Settings(**{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]
     except ValidationError as error:
@@ -133,11 +146,13 @@ def tag(
     duration_s: Annotated[float | None, typer.Option(help="Listen to so many seconds at most.")] = None,
     weights: Weights = None,
     device: Device = "auto",
+    engine: Engine = "auto",
+    threads: Threads = None,
 ) -> None:
     """Score files. A bad one is told on standard error and does not stop the rest."""
     if duration_s is not None and not duration_s > 0:
         _refuse("--duration-s must be more than 0 seconds")
-    tagger = _load(weights, device)
+    tagger = _load(weights, device, engine, threads)
     thresholds = _thresholds(threshold, tagger)
     files = [file for path in paths for file in _walk(path)]
     writer = writer_of(form, tagger.bundle.tags, windows=windows)
@@ -244,6 +259,8 @@ def evaluate(
     form: Annotated[TableFormat, typer.Option("--format", help="What to print.")] = TableFormat.TABLE,
     weights: Weights = None,
     device: Device = "auto",
+    engine: Engine = "auto",
+    threads: Threads = None,
 ) -> None:
     """Measure the tagger on labelled clips, with intervals by source. Needs the extra `train`."""
     with _extra("train"):
@@ -255,7 +272,7 @@ def evaluate(
             terminal_table,
             write_report,
         )
-    tagger = _load(weights, device)
+    tagger = _load(weights, device, engine, threads)
     clips = _clips(manifest, split, tagger.bundle.tags)
     try:
         check_generated(clips, generated or ())
@@ -289,13 +306,14 @@ def _extra(name: str) -> Iterator[None]:
         _refuse(f"{error.name} is not installed; run: pip install 'music-tagger[{name}]'")
 
 
-def _load(weights: Path | None, device: str) -> "Tagger":
+def _load(weights: Path | None, device: str, engine: str, threads: int | None) -> "Tagger":
     from model.bundle import BundleError
+    from model.engine import EngineError
     from model.tagger import DeviceError, Tagger
 
     try:
-        return Tagger.load(weights, device)
-    except (BundleError, DeviceError) as error:
+        return Tagger.load(weights, device, engine, threads)
+    except (BundleError, DeviceError, EngineError) as error:
         _refuse(str(error))
 
 

@@ -78,7 +78,9 @@ def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any
         logs.configure(settings.log_level)
         loaded = tagger
         if loaded is None:
-            loaded = await asyncio.to_thread(Tagger.load, settings.weights, settings.device)
+            loaded = await asyncio.to_thread(
+                Tagger.load, settings.weights, settings.device, settings.engine, settings.threads
+            )
         pipeline = state.loaded = Pipeline(loaded, settings, state.metrics, state.fail)
         pipeline.batcher.start()
         tasks = [asyncio.create_task(_warm_up(state)), asyncio.create_task(_watch(state))]

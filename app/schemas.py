@@ -227,6 +227,8 @@ class ModelResponse(BaseModel):
         {
             **_MODEL,
             "device": "cpu",
+            "engine": "openvino",
+            "precision": "bf16",
             "sample_rate_hz": 16000,
             "window_s": 10.0,
             "hop_s": 5.0,
@@ -242,6 +244,8 @@ class ModelResponse(BaseModel):
     version: str
     sha256: str
     device: str
+    engine: str = Field(description="What computes the network: torch or openvino.")
+    precision: str = Field(description="In which numbers: fp32 or bf16.")
     sample_rate_hz: int
     window_s: float
     hop_s: float

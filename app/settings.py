@@ -48,6 +48,14 @@ class Settings(BaseSettings):
     """Where the network runs. auto takes CUDA, then MPS, then CPU; a named one that is missing stops the
     start."""
 
+    engine: str = Field(default="auto", pattern="^(auto|torch|openvino|openvino-fp32)$")
+    """What computes the network. auto takes OpenVINO on a CPU, in bf16 where the CPU has instructions for it
+    (scores within 0.01 of fp32's), and PyTorch on a GPU. openvino-fp32: within 0.001, slower. torch: the
+    reference, slowest on a CPU."""
+    threads: int | None = Field(default=None, ge=1, le=256)
+    """Threads of the network on a CPU. Empty: one a core, at most 8. Low: cores idle once decoding is done.
+    High: more memory; decoders and the network share the cores by turns either way."""
+
     max_upload_mb: float = Field(default=128.0, gt=0, le=4096)
     """MB of one request's body. Low: long lossless clips get 413. High: one request may hold that much memory
     (an hour of MP3 at 128 kbit/s is 58 MB, of CD-quality WAV 635 MB)."""

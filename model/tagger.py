@@ -9,10 +9,10 @@ from typing import BinaryIO, Final, Self
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from model.audio import AudioInfo, AudioReader
 from model.bundle import SHIPPED, Bundle, Calibration, load_bundle
+from model.engine import Engine, choose_engine
 from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, TaggerNetwork
 
 FloatArray = NDArray[np.float32]
@@ -115,28 +115,49 @@ def score(logits: NDArray[np.float64], calibration: Calibration) -> NDArray[np.f
 class Tagger:
     """A loaded bundle on a device. Safe to use from several threads."""
 
-    def __init__(self, bundle: Bundle, network: TaggerNetwork, device: torch.device) -> None:
+    def __init__(self, bundle: Bundle, network: TaggerNetwork, device: torch.device, engine: Engine) -> None:
         self.bundle = bundle
         self.segment_samples = SEGMENT_SAMPLES
         self._device = device
-        self._network = network.to(device).eval()
+        self._network = network
+        self._engine = engine
 
     @classmethod
-    def load(cls, weights: Path | None = None, device: str = "auto") -> Self:
+    def load(
+        cls,
+        weights: Path | None = None,
+        device: str = "auto",
+        engine: str = "auto",
+        threads: int | None = None,
+    ) -> Self:
         """Load a bundle's folder (the shipped one by default) onto a device (`auto`, `cuda`, `mps`, `cpu`).
+
+        `engine` (`auto`, `torch`, `openvino`, `openvino-fp32`) and `threads` are those of `choose_engine`.
 
         Raises:
             BundleError: the bundle is missing, damaged or does not fit.
             DeviceError: there is no such device.
+            EngineError: there is no such engine, or not for this device.
         """
         chosen = choose_device(device)
         bundle, network = load_bundle(weights or SHIPPED)
-        return cls(bundle, network, chosen)
+        network = network.to(chosen).eval()
+        return cls(bundle, network, chosen, choose_engine(network, chosen, engine, threads))
 
     @property
     def device(self) -> str:
         """`cpu`, `cuda` or `mps`."""
         return self._device.type
+
+    @property
+    def engine(self) -> str:
+        """What computes the trunk: `torch` or `openvino`."""
+        return self._engine.name
+
+    @property
+    def precision(self) -> str:
+        """In which numbers it does so: `fp32` or `bf16`."""
+        return self._engine.precision
 
     def tag(
         self,
@@ -169,18 +190,15 @@ class Tagger:
         """The segments [segment_samples] of a clip, as it is decoded; raises what the reader raises."""
         return cut_segments(reader)
 
-    @torch.inference_mode()
     def embed(self, segments: FloatArray) -> FloatArray:
         """Segments [B, segment_samples] -> embeddings [B, E], row by row, on the device."""
-        waveform = torch.from_numpy(segments).to(self._device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self.device == "cuda"):
-            return _to_numpy(self._network.embed(waveform))
+        return self._engine(segments)
 
     @torch.inference_mode()
     def finish(self, embeddings: FloatArray, audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
         """All embeddings of a clip in order [N, E] -> its tagging; the first segment began at `start_s`."""
         windows = torch.from_numpy(window_means(embeddings)).to(self._device)
-        logits = _to_numpy(self._network.classify(windows)).astype(np.float64)
+        logits = self._network.classify(windows).cpu().numpy().astype(np.float64)
         calibrations = [self.bundle.calibration[tag] for tag in self.bundle.tags]
         columns = list(zip(self.bundle.tags, calibrations, logits.T, strict=True))
         scores = {tag: float(score(np.array(pool_logits(z, c.pooling)), c)) for tag, c, z in columns}
@@ -199,8 +217,3 @@ class Tagger:
             )
             for start, row in zip(starts, scores, strict=True)
         )
-
-
-def _to_numpy(tensor: Tensor) -> FloatArray:
-    array: FloatArray = tensor.float().cpu().numpy()
-    return array

@@ -14,7 +14,7 @@ FLOORS = [
     {"model.tags", "model.audio"},
     {"model.frontend"},
     {"model.network"},
-    {"model.bundle"},
+    {"model.bundle", "model.engine", "model.unfolding"},
     {"model.tagger"},
     {"model.training", "model.evaluation"},
 ]

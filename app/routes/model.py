@@ -11,7 +11,7 @@ router = APIRouter(tags=["model"])
 
 @router.get("/v1/model", summary="Describe the model", responses=responses_for("not-ready"))
 async def describe_model(state: WithState) -> ModelResponse:
-    """Tags with their meanings and thresholds, held-out metrics, version, hash and device."""
+    """Tags with their meanings and thresholds, held-out metrics, version, hash, device and engine."""
     tagger = state.pipeline.tagger
     bundle = tagger.bundle
     return ModelResponse(
@@ -19,6 +19,8 @@ async def describe_model(state: WithState) -> ModelResponse:
         version=bundle.version,
         sha256=bundle.sha256,
         device=tagger.device,
+        engine=tagger.engine,
+        precision=tagger.precision,
         sample_rate_hz=bundle.sample_rate_hz,
         window_s=bundle.window_s,
         hop_s=bundle.hop_s,

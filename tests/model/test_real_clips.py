@@ -13,8 +13,8 @@ from tests.encoding import ENCODINGS, decode, encode, nearest_rate_hz
 MUSIC = ("sung_pop", "club_track", "orchestral_cue")
 RATE_HZ = 48_000
 SAME = {"sung_pop": 0.2, "club_track": 0.05, "orchestral_cue": 0.05}
-"""How far scores of one clip may lie apart from lossy format to lossy format. The sung clip's voice is synthetic
-and its scores are near one half, where the sigmoid is steepest: a shift of 10 ms moves them by up to 0.13."""
+"""How far scores of one clip may lie apart from lossy format to lossy format. The sung clip's voice is
+synthetic and its scores are near one half, where the sigmoid is steepest: 10 ms move them by up to 0.13."""
 
 
 @pytest.fixture(scope="module")

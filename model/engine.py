@@ -1,0 +1,247 @@
+"""What computes the network's trunk: PyTorch, the reference and the GPU's engine, or OpenVINO on a CPU.
+
+OpenVINO gets its graph from the network in memory, so there is no second file of weights that could drift
+from the first, and must agree with PyTorch on a probe before it may serve. It computes one segment at a time
+on one thread, several segments beside each other: so a row cannot depend on its batch, no thread waits for
+another, and the memory does not grow with the batch.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from threading import local
+from typing import Any, Final, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from model.frontend import SAMPLE_RATE_HZ
+from model.network import SEGMENT_SAMPLES, TaggerNetwork
+from model.unfolding import unfold_filters
+
+FloatArray = NDArray[np.float32]
+
+ENGINES: Final = ("auto", "torch", "openvino", "openvino-fp32")
+TOLERANCE: Final = {"fp32": 1e-3, "bf16": 1e-2}
+"""By how much scores before calibration may differ from PyTorch's in fp32, by the engine's precision."""
+MAX_THREADS: Final = 8
+"""As many as a batch has segments by default: more would find nothing to do, and each takes memory."""
+
+logger = logging.getLogger(__name__)
+
+
+class EngineError(ValueError):
+    """An engine that is unknown, or that does not fit the device. The message says what to choose."""
+
+
+class EngineFailureError(RuntimeError):
+    """An engine that disagrees with PyTorch on the probe."""
+
+
+class Engine(Protocol):
+    """Segments [B, SEGMENT_SAMPLES] -> embeddings [B, E], row by row; thread-safe."""
+
+    name: str
+    precision: str
+
+    def __call__(self, segments: FloatArray) -> FloatArray:
+        """Compute the trunk."""
+        ...
+
+
+class TorchEngine:
+    """The network as it is: float32 on a CPU, bfloat16 by autocast on CUDA."""
+
+    name = "torch"
+
+    def __init__(self, network: TaggerNetwork, device: torch.device, threads: int | None = None) -> None:
+        self._network = network
+        self._device = device
+        self._autocasts = device.type == "cuda"
+        self.precision = "bf16" if self._autocasts else "fp32"
+        if threads is not None and device.type == "cpu":
+            torch.set_num_threads(threads)
+
+    @torch.inference_mode()
+    def __call__(self, segments: FloatArray) -> FloatArray:
+        """See Engine."""
+        waveform = torch.from_numpy(segments).to(self._device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._autocasts):
+            embeddings: FloatArray = self._network.embed(waveform).float().cpu().numpy()
+        return embeddings
+
+
+class OpenVinoEngine:
+    """The log-mel in PyTorch (OpenVINO's Fourier transform is slower), all behind it in OpenVINO.
+
+    Args:
+        network: on the CPU, in evaluation mode.
+        precision: `fp32`, or `bf16`, which is faster on a CPU that has instructions for it.
+        threads: segments computed at the same time, a thread each.
+
+    Raises:
+        ImportError: OpenVINO is not installed.
+        RuntimeError: it cannot take the network over.
+    """
+
+    name = "openvino"
+
+    def __init__(self, network: TaggerNetwork, precision: str, threads: int) -> None:
+        import openvino
+
+        self.precision = precision
+        self._log_mel = network.log_mel
+        # Compiled for throughput: a stream is a thread with memory of its own. Pinned streams would hold on
+        # to cores on which decoders run.
+        options = {
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bf16" else "f32",
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": threads,
+            "ENABLE_CPU_PINNING": False,
+        }
+        self._compiled = openvino.Core().compile_model(_to_openvino(network), "CPU", options)
+        self._mine = local()
+        self._pool = ThreadPoolExecutor(threads, "engine", self._prepare_thread)
+
+    def __call__(self, segments: FloatArray) -> FloatArray:
+        """See Engine."""
+        return np.stack(list(self._pool.map(self._embed, segments)))
+
+    def _prepare_thread(self) -> None:
+        # Holds for this thread and for those that PyTorch sees for the first time after it.
+        torch.set_num_threads(1)
+        self._mine.request = self._compiled.create_infer_request()
+
+    @torch.inference_mode()
+    def _embed(self, segment: FloatArray) -> FloatArray:
+        mel = self._log_mel(torch.from_numpy(segment)[None]).numpy()
+        embedding: FloatArray = self._mine.request.infer([mel])[0][0].copy()  # the next call overwrites it
+        return embedding
+
+
+def choose_engine(
+    network: TaggerNetwork, device: torch.device, engine: str = "auto", threads: int | None = None
+) -> Engine:
+    """The engine asked for, or PyTorch, with a warning, where that one is missing, fails or disagrees.
+
+    Args:
+        network: on `device`, in evaluation mode.
+        device: where it runs; OpenVINO runs on `cpu` only.
+        engine: `torch`; `openvino` in bf16 where the CPU has instructions for it, else in fp32;
+            `openvino-fp32`; `auto` takes `openvino` on a CPU and `torch` elsewhere.
+        threads: of the CPU; none takes one for each core, at most `MAX_THREADS`. PyTorch's are set for the
+            whole process, and only if told.
+
+    Raises:
+        EngineError: there is no such engine, or not for this device.
+    """
+    if engine not in ENGINES:
+        raise EngineError(f"no engine {engine!r}; choose one of: {', '.join(ENGINES)}")
+    if threads is not None and threads < 1:
+        raise EngineError(f"threads must be 1 or more, not {threads}")
+    reference = TorchEngine(network, device, threads)
+    if engine == "torch" or (engine == "auto" and device.type != "cpu"):
+        return reference
+    if device.type != "cpu":
+        raise EngineError(
+            f"the engine {engine!r} runs on a CPU only; choose the device cpu, or the engine auto"
+        )
+    precisions = ["fp32"] if engine == "openvino-fp32" or not has_bf16() else ["bf16", "fp32"]
+    count = threads or min(_cores(), MAX_THREADS)
+    return first_that_agrees(
+        [lambda precision=precision: OpenVinoEngine(network, precision, count) for precision in precisions],  # type: ignore[misc]
+        reference,
+        lambda embeddings: _scores(network, embeddings),
+    )
+
+
+def first_that_agrees(
+    candidates: Iterable[Callable[[], Engine]],
+    reference: Engine,
+    scores: Callable[[FloatArray], FloatArray],
+) -> Engine:
+    """The first engine that can be built and whose scores on the probe are the reference's, else that one."""
+    segments = probe()
+    expected = scores(reference(segments))
+    for build in candidates:
+        try:
+            candidate = build()
+            _check(candidate, scores(candidate(segments)), expected)
+        except Exception as error:  # whatever a foreign engine raises, there is one that works
+            logger.warning("an engine cannot be used: %s: %s", type(error).__name__, error)
+        else:
+            return candidate
+    logger.warning("the network runs in PyTorch, which is slower")
+    return reference
+
+
+def probe() -> FloatArray:
+    """Two fixed segments [2, SEGMENT_SAMPLES] in [-1, 1]: loud chords over a beat, and soft noise."""
+    time_s = np.arange(SEGMENT_SAMPLES) / SAMPLE_RATE_HZ
+    chord = sum(np.sin(2 * np.pi * pitch_hz * time_s) for pitch_hz in (220.0, 277.2, 329.6, 1318.5))
+    beat = np.exp(-8 * (time_s % 0.5)) * np.sin(2 * np.pi * 60 * time_s)
+    noise = np.random.default_rng(0).standard_normal(SEGMENT_SAMPLES)
+    return np.stack([0.1 * chord + 0.4 * beat, 0.01 * noise]).astype(np.float32)
+
+
+def has_bf16() -> bool:
+    """Whether OpenVINO is there and this CPU computes in bfloat16 by instructions of its own."""
+    try:
+        import openvino
+    except ImportError:
+        return False
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def _check(engine: Engine, scores: FloatArray, expected: FloatArray) -> None:
+    off = float(np.abs(scores - expected).max())
+    if not off <= TOLERANCE[engine.precision]:  # so that NaN disagrees, too
+        raise EngineFailureError(
+            f"the scores of {engine.name} in {engine.precision} are off by {off:.2g} on the probe, "
+            f"and may be by {TOLERANCE[engine.precision]:g}"
+        )
+
+
+@torch.inference_mode()
+def _scores(network: TaggerNetwork, embeddings: FloatArray) -> FloatArray:
+    scores: FloatArray = network.classify(torch.from_numpy(embeddings)).sigmoid().numpy()
+    return scores
+
+
+class _FromMel(nn.Module):
+    """The part of the trunk that OpenVINO computes."""
+
+    def __init__(self, network: TaggerNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, mel: Tensor) -> Tensor:
+        """Log-mel of segments [B, 96, T] -> embeddings [B, E]."""
+        return self.network.embed_mel(mel)
+
+
+def _to_openvino(network: TaggerNetwork) -> Any:  # noqa: ANN401 - of a package that may be missing
+    """The part behind the log-mel as OpenVINO's graph, for one segment: [1, 96, T] -> [1, E]."""
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the trace is deprecated, but OpenVINO reads it ten times as fast
+        mel = network.log_mel(torch.zeros(1, SEGMENT_SAMPLES))
+        traced = torch.jit.trace(_FromMel(unfold_filters(network)).eval(), mel, check_trace=False)
+        # Not openvino.convert_model, which sends usage statistics over the network.
+        manager = FrontEndManager()
+        frontend = manager.load_by_framework("pytorch")
+        decoder = TorchScriptPythonDecoder(traced, example_input=(mel,))
+        model = frontend.convert(frontend.load(decoder))
+    model.reshape(list(mel.shape))
+    return model
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
