@@ -1,1 +1,0 @@
-"""How fast the tagger is, as ratios against named references: each module is one command (README.md)."""
