@@ -17,6 +17,9 @@ SHARPNESS: Final = (0.0, 0.5, 1.0, 2.0, 8.0)
 WORTH: Final = 0.003
 """A sharper pooling than the mean must earn this much ROC-AUC: less is luck on a few hundred clips."""
 
+FLAT: Final = 0.04
+"""Thresholds whose F1 is within this of the best count as equally good."""
+
 
 def calibrate(
     windows: Sequence[NDArray[np.float64]], labels: NDArray[np.float32]
@@ -43,9 +46,12 @@ def platt(logits: NDArray[np.float64], labels: NDArray[np.float32]) -> tuple[flo
 
 
 def best_f1_threshold(scores: NDArray[np.float64], labels: NDArray[np.float32]) -> float:
-    """The score from which on calling a clip positive gives the best F1, halfway to the next lower score."""
-    precision, recall, thresholds = precision_recall_curve(labels.round().astype(int), scores)
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-9)
-    best = int(np.argmax(f1[:-1]))
-    below = scores[scores < thresholds[best]]
-    return round(float((thresholds[best] + (below.max() if below.size else 0.0)) / 2), 4)
+    """The score from which on a clip counts as positive: of those of almost the best F1, the nearest to 0.5.
+
+    On a few hundred clips F1 is flat and jagged, its peak luck. A threshold lies halfway between two scores.
+    """
+    precision, recall, reached = precision_recall_curve(labels.round().astype(int), scores)
+    f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-9))[:-1]
+    halfway = (reached + np.concatenate([[0.0], reached[:-1]])) / 2
+    good = halfway[f1 >= f1.max() - FLAT]
+    return round(float(good[np.argmin(np.abs(good - 0.5))]), 4)
