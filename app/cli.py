@@ -191,6 +191,20 @@ def train(
         bool | None,
         typer.Option("--warm-start/--no-warm-start", help="Start from musicnn's filters, or from scratch."),
     ] = None,
+    cache: Annotated[
+        Path | None,
+        typer.Option(help="Folder of log-mels and lessons, which runs may share; none: in --out."),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(
+            min=2, help="Leave-sources-out cross-validation with so many folds, instead of a bundle."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="calibration.json of a cross-validation; none: fitted on the split val."),
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Batches to descend on.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Windows a batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
@@ -213,6 +227,7 @@ def train(
     with _extra("train"):
         from model.tagger import DeviceError
         from model.training.corpus import ManifestError
+        from model.training.cross_validation import cross_validate
         from model.training.train import TrainingError, TrainSettings
         from model.training.train import train as run
 
@@ -221,6 +236,8 @@ def train(
         "teachers": teachers,
         "musicnn": musicnn,
         "warm_start": warm_start,
+        "cache": cache,
+        "calibration": calibration,
         "steps": steps,
         "batch": batch,
         "learning_rate": learning_rate,
@@ -235,10 +252,10 @@ def train(
     settings = TrainSettings(manifests=tuple(manifest), out=out, device=device, **chosen)
     try:
         with _training_progress() as progress:
-            bundle = run(settings, progress)
+            result = cross_validate(settings, folds, progress) if folds else run(settings, progress)
     except (ManifestError, TrainingError, DeviceError) as error:
         _refuse(str(error))
-    typer.echo(f"Bundle: {bundle}")
+    typer.echo(f"{'Predictions' if folds else 'Bundle'}: {result}")
 
 
 @cli.command()

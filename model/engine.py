@@ -103,7 +103,7 @@ class OpenVinoEngine:
             "NUM_STREAMS": threads,
             "ENABLE_CPU_PINNING": False,
         }
-        self._compiled = openvino.Core().compile_model(_to_openvino(network), "CPU", options)
+        self._compiled = openvino.Core().compile_model(_graph_of(network), "CPU", options)
         self._mine = local()
         self._pool = ThreadPoolExecutor(threads, "engine", self._prepare_thread)
 
@@ -151,7 +151,7 @@ def choose_engine(
             f"the engine {engine!r} runs on a CPU only; choose the device cpu, or the engine auto"
         )
     precisions = ["fp32"] if engine == "openvino-fp32" or not has_bf16() else ["bf16", "fp32"]
-    count = threads or min(_cores(), MAX_THREADS)
+    count = threads or min(cores(), MAX_THREADS)
     return first_that_agrees(
         [lambda precision=precision: OpenVinoEngine(network, precision, count) for precision in precisions],  # type: ignore[misc]
         reference,
@@ -224,24 +224,30 @@ class _FromMel(nn.Module):
         return self.network.embed_mel(mel)
 
 
-def _to_openvino(network: TaggerNetwork) -> Any:  # noqa: ANN401 - of a package that may be missing
+def _graph_of(network: TaggerNetwork) -> Any:  # noqa: ANN401 - of a package that may be missing
     """The part behind the log-mel as OpenVINO's graph, for one segment: [1, 96, T] -> [1, E]."""
+    with torch.no_grad():
+        mel = network.log_mel(torch.zeros(1, SEGMENT_SAMPLES))
+    return to_openvino(_FromMel(unfold_filters(network)), mel)
+
+
+def to_openvino(module: nn.Module, example: Tensor) -> Any:  # noqa: ANN401 - of a package that may be missing
+    """A module in evaluation mode as OpenVINO's graph, for inputs of just the example's shape."""
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the trace is deprecated, but OpenVINO reads it ten times as fast
-        mel = network.log_mel(torch.zeros(1, SEGMENT_SAMPLES))
-        traced = torch.jit.trace(_FromMel(unfold_filters(network)).eval(), mel, check_trace=False)
+        traced = torch.jit.trace(module.eval(), example, check_trace=False)
         # Not openvino.convert_model, which sends usage statistics over the network.
         manager = FrontEndManager()
         frontend = manager.load_by_framework("pytorch")
-        decoder = TorchScriptPythonDecoder(traced, example_input=(mel,))
+        decoder = TorchScriptPythonDecoder(traced, example_input=(example,))
         model = frontend.convert(frontend.load(decoder))
-    model.reshape(list(mel.shape))
+    model.reshape(list(example.shape))
     return model
 
 
-def _cores() -> int:
+def cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

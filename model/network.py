@@ -2,9 +2,10 @@
 
 Two views of one log-mel spectrogram, joined before the head:
 
-* `MusicalBranch` has musicnn's filters (Pons & Serra 2019): tall ones for timbre, long ones for rhythm, then
-  three convolutions over time. Only the filters that are alive in the published network are kept, which makes
-  it about nine times as cheap; it starts from their weights and so knows a million commercial songs.
+* `MusicalBranch` is musicnn up to its penultimate layer (Pons & Serra 2019): tall filters for timbre, long
+  ones for rhythm, three convolutions over time, and features of their peaks and means. Only the filters that
+  are alive in the published network are kept, which makes it about nine times as cheap; it has their weights
+  and so knows a million commercial songs.
 * `TextureBranch` is a small inverted-residual network (Sandler et al. 2018), trained from scratch, for what a
   voice and a production sound like.
 
@@ -25,8 +26,8 @@ from model.frontend import SAMPLE_RATE_HZ, LogMel
 SEGMENT_S: Final = 5.0
 SEGMENT_SAMPLES: Final = int(SEGMENT_S * SAMPLE_RATE_HZ)
 SEGMENTS_PER_WINDOW: Final = 2
-MAX_POOLS_PER_SEGMENT: Final = 2
-"""Maxima are taken over 2.5 s, near the 3 s that musicnn's were, then averaged."""
+POOLS_PER_SEGMENT: Final = 2
+"""Maxima and means are taken over 2.5 s, near the 3 s that musicnn's were, then averaged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +42,18 @@ class NetworkConfig:
     """Tall and long filters are tried at every so-manieth mel band; the maximum over bands follows."""
     mid: int = 24
     """Channels of the three convolutions over time."""
+    features: int = 0
+    """Features that the musical branch makes of its peaks and means, beside these; 0 = none."""
     texture: tuple[tuple[int, int, int, int], ...] = (
         (1, 24, 2, 2), (3, 40, 1, 1), (3, 64, 2, 2), (4, 64, 1, 1),
         (4, 96, 2, 2), (4, 96, 1, 1), (4, 128, 1, 1), (4, 128, 1, 1),
     )  # fmt: skip
     """Inverted residuals: (expansion, channels, band stride, frame stride); none = no texture branch."""
     texture_stem: int = 16
-    texture_out: int = 256
+    texture_out: int = 384
     musical: bool = True
     """Whether there is a musical branch."""
-    hidden: int = 256
+    hidden: int = 320
     dropout: float = 0.3
 
     def to_json(self) -> dict[str, Any]:
@@ -67,11 +70,10 @@ class NetworkConfig:
         return cls(**tuples)
 
 
-def pool_segment(frames: Tensor) -> Tensor:
-    """[B, C, T] -> [B, 2 C]: the mean of maxima over parts of the segment, and the mean over all of it."""
-    parts = frames.tensor_split(MAX_POOLS_PER_SEGMENT, dim=2)
-    maxima = torch.stack([part.amax(2) for part in parts]).mean(0)
-    return torch.cat([maxima, frames.mean(2)], 1)
+def pool_parts(frames: Tensor) -> Tensor:
+    """[B, C, T] -> [B, parts, 2 C]: the maxima and means over parts of the segment."""
+    parts = frames.tensor_split(POOLS_PER_SEGMENT, dim=2)
+    return torch.stack([torch.cat([part.amax(2), part.mean(2)], 1) for part in parts], 1)
 
 
 class BandFilters(nn.Module):
@@ -105,7 +107,7 @@ class TimeConv(nn.Module):
 
 
 class MusicalBranch(nn.Module):
-    """Musically motivated filters: log-mel [B, 1, 96, T] -> [B, channels, T]."""
+    """Musically motivated filters: log-mel [B, 1, 96, T] -> [B, embedding_size]."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -116,9 +118,22 @@ class MusicalBranch(nn.Module):
         self.mid = nn.ModuleList(
             [TimeConv(front, config.mid), TimeConv(config.mid, config.mid), TimeConv(config.mid, config.mid)]
         )
-        self.channels = front + 3 * config.mid
+        self.pooled = 2 * (front + 3 * config.mid)
+        self.embedding_size = self.pooled + config.features
+        self.has_features = config.features > 0
+        if self.has_features:
+            self.dense = nn.Linear(self.pooled, config.features)
+            self.norm = nn.BatchNorm1d(config.features, eps=1e-3)
 
     def forward(self, mel: Tensor) -> Tensor:
+        """[B, 1, 96, T] -> [B, embedding_size]."""
+        parts = pool_parts(self.frames(mel).float())
+        if not self.has_features:
+            return parts.mean(1)
+        features = self.norm(functional.relu(self.dense(parts)).flatten(0, 1)).unflatten(0, parts.shape[:2])
+        return torch.cat([parts, features], 2).mean(1)
+
+    def frames(self, mel: Tensor) -> Tensor:
         """[B, 1, 96, T] -> [B, channels, T]."""
         front = torch.cat([filters(mel) for filters in self.filters], 1)
         first = self.mid[0](front)
@@ -151,7 +166,7 @@ class InvertedResidual(nn.Module):
 
 
 class TextureBranch(nn.Module):
-    """A small image network over the log-mel: [B, 1, 96, T] -> [B, channels, T / 16], the mean over bands."""
+    """A small image network over the log-mel: [B, 1, 96, T] -> [B, embedding_size]."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -165,10 +180,10 @@ class TextureBranch(nn.Module):
         for expansion, channels_out, band_stride, frame_stride in config.texture:
             layers.append(InvertedResidual(channels, expansion, channels_out, (band_stride, frame_stride)))
             channels = channels_out
-        self.channels = config.texture_out
+        self.embedding_size = 2 * config.texture_out
         layers += [
-            nn.Conv2d(channels, self.channels, 1, bias=False),
-            nn.BatchNorm2d(self.channels),
+            nn.Conv2d(channels, config.texture_out, 1, bias=False),
+            nn.BatchNorm2d(config.texture_out),
             nn.ReLU(inplace=True),
         ]
         self.layers = nn.Sequential(*layers)
@@ -177,9 +192,9 @@ class TextureBranch(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """[B, 1, 96, T] -> [B, channels, T / 16]."""
+        """[B, 1, 96, T] -> [B, embedding_size]."""
         x: Tensor = self.layers(mel)
-        return x.mean(2)
+        return pool_parts(x.mean(2).float()).mean(1)
 
 
 class Head(nn.Module):
@@ -220,7 +235,7 @@ class TaggerNetwork(nn.Module):
         if self.config.texture:
             branches.append(TextureBranch(self.config))
         self.branches = nn.ModuleList(branches)
-        self.embedding_size = 2 * sum(branch.channels for branch in branches)
+        self.embedding_size = sum(branch.embedding_size for branch in branches)
         self.head = Head(self.embedding_size, self.config.hidden, len(self.tags), self.config.dropout)
 
     def embed(self, segments: Tensor) -> Tensor:
@@ -230,7 +245,7 @@ class TaggerNetwork(nn.Module):
     def embed_mel(self, mel: Tensor) -> Tensor:
         """Log-mel of segments [B, 96, T] -> embeddings [B, E]."""
         normed = self.mel_norm(mel[:, None])
-        return torch.cat([pool_segment(branch(normed).float()) for branch in self.branches], 1)
+        return torch.cat([branch(normed) for branch in self.branches], 1)
 
     def classify(self, embeddings: Tensor) -> Tensor:
         """Embeddings of windows (means of their segments') [B, E] -> logits [B, K]."""

@@ -7,14 +7,16 @@ in memory, so that nothing is moved to take the maximum.
 
 import copy
 from functools import reduce
-from typing import Final
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from model.frontend import N_MELS
-from model.network import BandFilters, MusicalBranch, TaggerNetwork
+from model.network import BandFilters, MusicalBranch
+
+Network = TypeVar("Network", bound=nn.Module)
 
 GROUP: Final = 8
 """Positions of a tall filter in one convolution: more multiply more zeros, fewer leave registers empty."""
@@ -92,12 +94,12 @@ class LongFilters(nn.Module):
         return unfolded[:, :frames].transpose(1, 2)
 
 
-def unfold_filters(network: TaggerNetwork) -> TaggerNetwork:
-    """A copy of the network, for inference only, that computes the same within rounding, and faster."""
+def unfold_filters(network: Network) -> Network:
+    """A copy of a network, for inference only, that computes the same within rounding, and faster."""
     fast = copy.deepcopy(network).eval().requires_grad_(False)
-    for branch in fast.branches:
-        if isinstance(branch, MusicalBranch):
-            branch.filters = nn.ModuleList([_unfold(filters) for filters in branch.filters])
+    for module in fast.modules():
+        if isinstance(module, MusicalBranch):
+            module.filters = nn.ModuleList([_unfold(filters) for filters in module.filters])
     return fast
 
 

@@ -1,7 +1,9 @@
 """Augmentation towards what people upload: on mono audio [T] at 16 kHz, from a seeded generator."""
 
 import io
+import math
 from collections.abc import Callable
+from functools import cache
 from typing import Final, cast
 
 import av
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import AudioError, read_audio
-from model.frontend import SAMPLE_RATE_HZ
+from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel
 
 Samples = NDArray[np.float32]
 Generator = np.random.Generator
@@ -31,16 +33,21 @@ def gain(samples: Samples, rng: Generator) -> Samples:
     return louder
 
 
-def equalise(samples: Samples, rng: Generator) -> Samples:
-    """A smooth curve of up to 12 dB, at times with the edges of a telephone or a small speaker."""
-    spectrum = scipy.fft.rfft(samples)
-    hertz = np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(spectrum))
+def equaliser(hertz: NDArray[np.float64], rng: Generator) -> NDArray[np.float64]:
+    """Decibels at [N] frequencies: a smooth curve, at times with the edges of a small speaker."""
     octaves = np.log2(np.maximum(hertz, 31.25) / 31.25)
     decibels = np.interp(octaves, np.arange(9), rng.normal(0.0, 4.0, 9).clip(-12.0, 12.0))
     if rng.random() < 0.3:
         low, high = rng.uniform(40.0, 400.0), rng.uniform(2500.0, 7500.0)
         decibels -= 24.0 * np.maximum(0.0, np.log2(low / np.maximum(hertz, 1.0)))
         decibels -= 48.0 * np.maximum(0.0, np.log2(np.maximum(hertz, 1.0) / high))
+    return decibels
+
+
+def equalise(samples: Samples, rng: Generator) -> Samples:
+    """A random `equaliser`."""
+    spectrum = scipy.fft.rfft(samples)
+    decibels = equaliser(np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(spectrum)), rng)
     return scipy.fft.irfft(spectrum * 10 ** (decibels / 20), len(samples)).astype(np.float32)
 
 
@@ -114,14 +121,14 @@ def encode(samples: Samples, container: str, encoder: str, kbit_s: int) -> bytes
 
 
 CHAIN: Final[tuple[tuple[float, Callable[[Samples, Generator], Samples]], ...]] = (
-    (0.3, speed),
-    (0.15, room),
-    (0.5, equalise),
-    (0.15, saturate),
-    (0.25, noise),
+    (0.5, speed),
+    (0.25, room),
+    (0.4, equalise),
+    (0.2, saturate),
+    (0.35, noise),
     (0.1, silence_at_ends),
-    (0.8, gain),
-    (0.1, codec),
+    (0.5, gain),
+    (0.4, codec),
 )
 """(probability, distortion), in the order of a recording's way."""
 
@@ -132,6 +139,41 @@ def distort(samples: Samples, rng: Generator) -> Samples:
         if rng.random() < probability:
             samples = step(samples, rng)
     return samples
+
+
+@cache
+def mel_centres_hz() -> NDArray[np.float64]:
+    """Where the mel bands lie, [96]: the centroids of their filters."""
+    filters = LogMel().mel.mel_scale.fb.numpy().astype(np.float64)
+    centres: NDArray[np.float64] = (
+        np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(filters)) @ filters / filters.sum(0)
+    )
+    return centres
+
+
+def band_curve(rng: Generator) -> NDArray[np.float32]:
+    """Decibels by mel band [96]: a gain of -24 to +6 dB, and every other time an equaliser."""
+    curve = np.full(N_MELS, rng.uniform(-24.0, 6.0) if rng.random() < 0.7 else 0.0)
+    if rng.random() < 0.5:
+        curve += equaliser(mel_centres_hz(), rng)
+    return curve.astype(np.float32)
+
+
+def blend(mel: Tensor, under: Tensor, below_db: Tensor, curve_db: Tensor) -> Tensor:
+    """Lay windows under others, so far below them in power, and equalise: on log-mels, as if on audio.
+
+    Powers add up where two sounds are not correlated. The log-mel is that of `LogMel`.
+
+    Args:
+        mel: [B, S, 96, T].
+        under: [B, S, 96, T]; silence changes nothing.
+        below_db: mean power of `under` below that of `mel`, [B].
+        curve_db: gain by band, [B, 96].
+    """
+    power, other = (torch.expm1(math.log(10) * part) for part in (mel, under))
+    ratio = power.mean((1, 2, 3)) / other.mean((1, 2, 3)).clamp_min(1e-6) * 10 ** (-below_db / 10)
+    mixed = power + other * ratio[:, None, None, None]
+    return torch.log1p(mixed * (10 ** (curve_db / 10))[:, None, :, None]) / math.log(10)
 
 
 def mask_bands_and_frames(mel: Tensor, rng: Generator) -> Tensor:

@@ -1,11 +1,17 @@
-"""Decoded clips and their lessons on disk, made once: training never decodes and never asks a teacher.
+"""Log-mels and lessons of every clip on disk, made once: training never decodes and never asks a teacher.
+
+A clip is there several times: as it is, and distorted as uploads are (`augmentation.distort`), so that dear
+distortions such as a codec's round trip are paid for once and not in every run.
 
 `python -m model.training.cache --manifest CSV --out DIR --teachers DIR --musicnn DIR` can be stopped and
 started again: what is there is kept, in shards of a hundred clips.
 """
 
 import argparse
+import multiprocessing
+import zlib
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,23 +23,34 @@ from rich.console import Console
 from rich.progress import track
 
 from model.audio import AudioError, read_audio
-from model.frontend import SAMPLE_RATE_HZ
+from model.engine import cores
+from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ, LogMel
+from model.training.augmentation import distort
 from model.training.corpus import Clip, read_manifest
 from model.training.teachers import Lesson, Teachers
 
 SHARD = 100
 CLIP_S = 29
 CLIP = CLIP_S * SAMPLE_RATE_HZ
-PCM_SCALE = 32767.0
+CLIP_FRAMES = 1 + CLIP // HOP
+VARIANTS = 3
+"""The clip as it is, and distorted ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Audio int16 [N, 464000], zero behind `lengths`, and per field of `Lesson` an array [N, ...]."""
+    """What `load` gives; the log-mels stay on disk until they are looked at.
+
+    Attributes:
+        ids: of the clips [N].
+        frames: how many frames of the log-mel a clip fills [N]; zeros follow.
+        mels: a float16 array a shard [n, VARIANTS, 96, CLIP_FRAMES], in the order of `ids`.
+        lessons: per field of `Lesson` a float16 array [N, ...].
+    """
 
     ids: NDArray[np.str_]
-    audio: NDArray[np.int16]
-    lengths: NDArray[np.int64]
+    frames: NDArray[np.int64]
+    mels: list[NDArray[np.float16]]
     lessons: dict[str, NDArray[np.float16]]
 
 
@@ -45,7 +62,7 @@ def _pad(array: NDArray[np.float16], rows: int) -> NDArray[np.float16]:
 
 
 def _stack(lessons: Sequence[Lesson]) -> dict[str, NDArray[np.float16]]:
-    rows = {"msd": 9, "msd_features": 9, "mtt": 9, "mtt_features": 9, "audioset": 29}
+    rows = {"msd": 9, "mtt": 9, "mtt_features": 9, "audioset": 29}
     stacked = {}
     for field in fields(Lesson):
         arrays = [getattr(lesson, field.name) for lesson in lessons]
@@ -64,45 +81,91 @@ def _decode(clip: Clip) -> NDArray[np.float32] | None:
     return samples[:CLIP]
 
 
-def _shard(clips: Sequence[Clip], path: Path, teachers: Teachers | None) -> None:
+_teachers: Teachers | None = None
+"""Of this process: loaded once, not for every shard."""
+
+
+def _hire(teachers: tuple[Path, Path] | None) -> None:
+    global _teachers
+    torch.set_num_threads(1)
+    _teachers = Teachers(*teachers) if teachers else None
+
+
+@torch.inference_mode()
+def variants(clip_id: str, samples: NDArray[np.float32]) -> NDArray[np.float16]:
+    """[T] -> [VARIANTS, 96, CLIP_FRAMES]: the clip, then distorted ones, the same for the same id."""
+    rng = np.random.default_rng(zlib.crc32(clip_id.encode()))
+    heard = [samples, *(distort(samples, rng) for _ in range(VARIANTS - 1))]
+    mels = LogMel()(torch.from_numpy(np.stack(heard))).numpy().astype(np.float16)
+    return np.pad(mels, ((0, 0), (0, 0), (0, CLIP_FRAMES - mels.shape[2])))
+
+
+def _shard(clips: Sequence[Clip], path: Path) -> None:
     decoded = [(clip.id, samples) for clip in clips if (samples := _decode(clip)) is not None]
-    audio = np.zeros((len(decoded), CLIP), np.int16)
-    for row, (_, samples) in zip(audio, decoded, strict=True):
-        row[: len(samples)] = np.clip(samples, -1.0, 1.0) * PCM_SCALE
-    lessons = _stack([teachers(torch.from_numpy(samples)) for _, samples in decoded]) if teachers else {}
-    arrays: dict[str, NDArray[Any]] = {
-        "ids": np.array([clip_id for clip_id, _ in decoded]),
-        "audio": audio,
-        "lengths": np.array([len(samples) for _, samples in decoded]),
-        **{f"lesson_{name}": array for name, array in lessons.items()},
-    }
+    _save(
+        path.with_name(mels_name(path)),
+        np.stack([variants(*clip) for clip in decoded])
+        if decoded
+        else np.zeros((0, VARIANTS, N_MELS, CLIP_FRAMES), np.float16),
+    )
+    lessons = _stack([_teachers(torch.from_numpy(samples)) for _, samples in decoded]) if _teachers else {}
     partial = path.with_suffix(".part.npz")
-    np.savez(partial, allow_pickle=False, **arrays)
+    np.savez(
+        partial,
+        allow_pickle=False,
+        ids=np.array([clip_id for clip_id, _ in decoded], np.str_),
+        frames=np.array([1 + len(samples) // HOP for _, samples in decoded], np.int64),
+        **{f"lesson_{name}": array for name, array in lessons.items()},
+    )
     partial.rename(path)
 
 
-def build(manifest: Path, out: Path, tags: Sequence[str], teachers: Teachers | None) -> None:
-    """Decode every clip into `out`, with lessons where there are teachers; shards there are kept."""
+def mels_name(shard: Path) -> str:
+    """The name of the file of log-mels beside a shard."""
+    return f"{shard.stem}.mels.npy"
+
+
+def _save(path: Path, array: NDArray[Any]) -> None:
+    partial = path.with_suffix(".part")
+    with partial.open("wb") as handle:
+        np.save(handle, array)
+    partial.rename(path)
+
+
+def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, Path] | None) -> None:
+    """Decode every clip into `out`, with lessons where there are teachers; shards there are kept.
+
+    Args:
+        manifest: whose clips.
+        out: folder of the shards.
+        tags: columns that the manifest must have.
+        teachers: folders of the public taggers and of the unpacked musicnn wheel; none: decode only.
+    """
     out.mkdir(parents=True, exist_ok=True)
     clips = read_manifest(manifest, tags)
-    for start in track(
-        range(0, len(clips), SHARD),
-        description=f"caching {manifest.parent.name}",
-        console=Console(stderr=True),
-    ):
-        path = out / f"shard-{start // SHARD:04}.npz"
-        if not path.exists():
-            _shard(clips[start : start + SHARD], path, teachers)
+    shards = {out / f"shard-{i // SHARD:04}.npz": clips[i : i + SHARD] for i in range(0, len(clips), SHARD)}
+    missing = [(chosen, path) for path, chosen in shards.items() if not path.exists()]
+    # Not forked: a forked child may wait for a lock that a thread of PyTorch's held in the parent.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(cores(), context, initializer=_hire, initargs=(teachers,)) as pool:
+        made = [pool.submit(_shard, *shard) for shard in missing]
+        description = f"caching {manifest.parent.name}"
+        for future in track(
+            as_completed(made), description, total=len(made), console=Console(stderr=True), disable=not made
+        ):
+            future.result()
 
 
 def load(folder: Path) -> Cache:
-    """Read all shards of `build` into memory (0.93 MB a clip)."""
-    shards = [_read(path) for path in sorted(folder.glob("shard-*.npz")) if ".part" not in path.name]
+    """Read all shards of `build`, but for the log-mels, which are mapped (1 MB a clip)."""
+    paths = sorted(path for path in folder.glob("shard-*.npz") if ".part" not in path.name)
+    shards = [_read(path) for path in paths]
     joined = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
     lessons = {
         name.removeprefix("lesson_"): array for name, array in joined.items() if name.startswith("lesson_")
     }
-    return Cache(joined["ids"], joined["audio"], joined["lengths"], lessons)
+    mels = [np.load(path.with_name(mels_name(path)), mmap_mode="r") for path in paths]
+    return Cache(joined["ids"], joined["frames"], mels, lessons)
 
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
@@ -121,7 +184,7 @@ def main() -> None:
     parser.add_argument("--teachers", type=Path, help="folder of the public taggers; none: decode only")
     parser.add_argument("--musicnn", type=Path, help="folder of the unpacked musicnn wheel")
     a = parser.parse_args()
-    build(a.manifest, a.out, a.tags.split(","), Teachers(a.teachers, a.musicnn) if a.teachers else None)
+    build(a.manifest, a.out, a.tags.split(","), (a.teachers, a.musicnn) if a.teachers else None)
 
 
 if __name__ == "__main__":

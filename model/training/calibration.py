@@ -1,6 +1,8 @@
 """From logits to probabilities: pooling over windows, Platt scaling, thresholds; on held-out clips."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -55,3 +57,14 @@ def best_f1_threshold(scores: NDArray[np.float64], labels: NDArray[np.float32]) 
     halfway = (reached + np.concatenate([[0.0], reached[:-1]])) / 2
     good = halfway[f1 >= f1.max() - FLAT]
     return round(float(good[np.argmin(np.abs(good - 0.5))]), 4)
+
+
+def read_calibration(path: Path, tags: Sequence[str]) -> tuple[dict[str, Calibration], dict[str, float]]:
+    """What `cross_validate` wrote into `calibration.json`: calibration and threshold by tag.
+
+    Raises:
+        OSError, ValueError, KeyError, TypeError: it cannot be read, or lacks a tag.
+    """
+    fitted = json.loads(path.read_text(encoding="utf-8"))
+    thresholds = {tag: float(fitted[tag].pop("threshold")) for tag in tags}
+    return {tag: Calibration(**fitted[tag]) for tag in tags}, thresholds

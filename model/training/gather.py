@@ -1,15 +1,16 @@
 """Gather free music without labels, for the public taggers to teach from.
 
-`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of four kinds:
+`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of five kinds:
 
 * `debian`: other parts of the music in the Debian packages that a corpus names (its training split only);
+* `module`: the tracker modules in them, rendered by `openmpt123`;
 * `midi`: accompaniments in every style that `mma` knows, rendered by `fluidsynth` with several free
   soundfonts;
-* `mix`: a piece of the corpus that is sung, laid over a `midi` or `debian` piece: a voice over anything is
-  `vocal`;
+* `mix`: a piece of the corpus that is sung, laid over one of the above: a voice over anything is `vocal`;
+  its source names both, so that whoever leaves one of them out leaves the mix out;
 * `other`: speech, game sounds, noise and tones, which are no music: no tag applies.
 
-Needs Debian's `mma`, `fluidsynth` and the soundfont packages, and `apt-get download` for the packages.
+Needs Debian's `mma`, `fluidsynth`, `openmpt123`, the soundfont packages, and `apt-get download`.
 Nothing of it is needed to use or to retrain the tagger on labelled clips of one's own.
 """
 
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from model.audio import AudioError, read_audio
 from model.tags import TAGS
-from model.training.corpus import Clip, read_manifest
+from model.training.corpus import SOURCES, Clip, read_manifest
 
 Samples = NDArray[np.float32]
 
@@ -39,8 +40,16 @@ SAMPLE_RATE_HZ = 16_000
 PIECE_S = 29.0
 PIECE = int(PIECE_S * SAMPLE_RATE_HZ)
 AUDIO_SUFFIXES = {".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav", ".m4a"}
+MODULE_SUFFIXES = {".mod", ".xm", ".s3m", ".it"}
+PIECES_PER_TRACK = 4
 SPEECH_PACKAGES = [f"asterisk-core-sounds-{language}-wav" for language in ("en", "es", "fr", "it", "ru")]
-SOUNDFONTS = ["sf2/FluidR3_GM.sf2", "sf2/TimGM6mb.sf2", "sf2/OPL-3_FM_128M.sf2", "sf3/MuseScore_General.sf3"]
+SOUNDFONTS = {
+    "sf2/FluidR3_GM.sf2": 4,
+    "sf2/TimGM6mb.sf2": 3,
+    "sf2/OPL-3_FM_128M.sf2": 1,
+    "sf3/MuseScore_General.sf3": 1,
+}
+"""How often each is taken; the last one takes long to load."""
 MMA_LIBRARY = Path("/usr/share/mma/lib")
 PROGRESSIONS = [
     "C G Am F", "Am F C G", "C Am F G", "Dm G C Am", "C F G C", "Em C G D", "Am G F E7", "C7 F7 C7 G7",
@@ -79,26 +88,51 @@ def fit(samples: Samples, start: int = 0) -> Samples:
 
 
 def debian_pieces(package: str, work: Path, per_package: int, rng: random.Random) -> Iterator[Piece]:
-    """Up to `per_package` pieces of a package's music: parts of at least 10 s, spread over its tracks."""
-    files = sorted(
-        f for f in unpack(package, work).rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES and f.is_file()
+    """Up to `per_package` pieces of a package's music: parts of tracks of at least 10 s, and modules."""
+    files = sorted(f for f in unpack(package, work).rglob("*") if f.is_file() and not f.is_symlink())
+    tracks = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and f.stat().st_size > 100_000]
+    modules = [f for f in files if f.suffix.lower() in MODULE_SUFFIXES]
+    chosen = rng.sample(tracks + modules, min(per_package, len(tracks + modules)))
+    each = max(1, min(PIECES_PER_TRACK, per_package // max(1, len(chosen))))
+    for track in chosen:
+        samples = render_module(track) if track in modules else read_track(track)
+        for index, start in enumerate(spread(len(samples), each)):
+            name = re.sub(r"[^A-Za-z0-9]+", "-", track.stem)
+            yield Piece(
+                f"debian-{package}-{name}-{track.stat().st_size}-{index}",
+                f"Debian package {package}",
+                track.name,
+                fit(samples, start),
+                {},
+            )
+
+
+def read_track(path: Path) -> Samples:
+    """Up to 20 minutes of a file as [T]; [0] where it cannot be read or is shorter than 10 s."""
+    try:
+        return read_audio(path, min_s=10.0, duration_s=1200.0)[0]
+    except AudioError:
+        return np.zeros(0, np.float32)
+
+
+def render_module(path: Path) -> Samples:
+    """Up to 3 minutes of a tracker module as [T]; [0] where it cannot be played."""
+    with tempfile.TemporaryDirectory() as scratch:
+        wav = Path(scratch) / "module.wav"
+        command: list[str | Path] = ["openmpt123", "--quiet", "--end-time", "180", "--output", wav, path]
+        subprocess.run(command, capture_output=True, check=False, timeout=120)  # noqa: S603
+        return read_track(wav) if wav.exists() else np.zeros(0, np.float32)
+
+
+def spread(length: int, most: int) -> list[int]:
+    """Where up to `most` pieces that do not overlap start in `length` samples, from end to end."""
+    number = max(min(most, length // PIECE), min(1, length))
+    last = max(0, length - PIECE)
+    return (
+        [int(start) for start in np.linspace(0.03 * last, 0.97 * last, number)]
+        if number > 1
+        else [0][:number]
     )
-    tracks = [f for f in files if f.stat().st_size > 100_000]
-    parts = [(track, offset) for track in tracks for offset in (0.02, 0.25, 0.66, 0.85)]
-    rng.shuffle(parts)
-    made = 0
-    for track, offset in parts:
-        if made == per_package:
-            return
-        try:
-            samples, _ = read_audio(track, min_s=10.0, max_s=1200.0)
-        except AudioError:
-            continue
-        start = max(0, int(offset * (len(samples) - PIECE)))
-        yield Piece(
-            f"debian-{package}-{made}", f"Debian package {package}", track.name, fit(samples, start), {}
-        )
-        made += 1
 
 
 def grooves() -> list[tuple[Path, str]]:
@@ -120,11 +154,12 @@ def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece
     """One groove over a random progression, key and tempo; None if mma or fluidsynth refuses it."""
     path, groove = style
     chords = rng.choice(PROGRESSIONS).split()
-    bars = "\n".join(f"{bar + 1} {chords[bar % len(chords)]}" for bar in range(32))
-    name = f"{path.relative_to(MMA_LIBRARY).with_suffix('')}:{groove}"
     tempo, key = rng.randint(70, 150), rng.randint(-5, 6)
+    number = int(PIECE_S * tempo / 60 / 3) + 2  # of three beats at least
+    bars = "\n".join(f"{bar + 1} {chords[bar % len(chords)]}" for bar in range(number))
+    name = f"{path.relative_to(MMA_LIBRARY).with_suffix('')}:{groove}"
     score = f"Tempo {tempo}\nTranspose {key}\nGroove {name}\n{bars}\n"
-    soundfont = rng.choice(SOUNDFONTS)
+    soundfont = rng.choices(list(SOUNDFONTS), list(SOUNDFONTS.values()))[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         (folder / "a.mma").write_text(score)
@@ -156,15 +191,16 @@ def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece
     return Piece(f"midi-{index}", "mma", title, fit(samples), {"vocal": 0})
 
 
-def mix_piece(index: int, voice: Clip, bed: Samples, bed_title: str, rng: random.Random) -> Piece:
-    """A sung clip over an instrumental bed, the voice clip 0 to 8 dB above it in power."""
+def mix_piece(index: int, voice: Clip, bed: Piece, rng: random.Random) -> Piece:
+    """A sung clip over another piece, the voice clip 0 to 8 dB above it in power."""
     sung, _ = read_audio(voice.path)
     sung = fit(sung)
     gain = 10 ** (rng.uniform(0.0, 8.0) / 20)
-    ratio = gain * float(np.sqrt(np.mean(bed**2)) / max(1e-4, np.sqrt(np.mean(sung**2))))
-    mixed = bed + ratio * sung
+    ratio = gain * float(np.sqrt(np.mean(bed.samples**2)) / max(1e-4, np.sqrt(np.mean(sung**2))))
+    mixed = bed.samples + ratio * sung
     mixed *= 0.9 / max(1e-4, float(np.abs(mixed).max()))
-    return Piece(f"mix-{index}", f"mix/{voice.source}", f"{voice.id} over {bed_title}", mixed, {"vocal": 1})
+    source = SOURCES.join((voice.source, bed.source))
+    return Piece(f"mix-{index}", source, f"{voice.id} over {bed.title}", mixed, {"vocal": 1})
 
 
 def speech_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
@@ -266,12 +302,12 @@ def gather(manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: 
         {clip.source.removeprefix("Debian package ") for clip in clips if clip.source.startswith("Debian ")}
     )
     writer = Writer(out)
-    beds: list[tuple[str, Samples]] = []
+    beds: list[Piece] = []
 
     def keep(piece: Piece) -> None:
         writer.add(piece)
         if len(beds) < 2 * counts["mix"] and rng.random() < 0.3:
-            beds.append((piece.title, piece.samples))
+            beds.append(piece)
 
     for index in range(counts["other"]):
         writer.add(noise_piece(index, rng))
@@ -292,8 +328,7 @@ def gather(manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: 
     _in_parallel(lambda pick: [p for p in [midi_piece(*pick)] if p], picks, keep)
     voices = [clip for clip in clips if clip.labels[0] == 1.0]
     for index in range(counts["mix"]):
-        title, bed = rng.choice(beds)
-        writer.add(mix_piece(index, rng.choice(voices), bed, title, rng))
+        writer.add(mix_piece(index, rng.choice(voices), rng.choice(beds), rng))
 
 
 def _in_parallel(make: Callable[[Any], list[Piece]], items: list[Any], keep: Callable[[Piece], None]) -> None:
@@ -313,9 +348,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for clips.csv and clips/")
     parser.add_argument("--work", type=Path, required=True, help="folder for unpacked packages (several GB)")
-    parser.add_argument("--per-package", type=int, default=12, help="pieces a package, at most")
-    parser.add_argument("--midi", type=int, default=700)
-    parser.add_argument("--mix", type=int, default=300)
+    parser.add_argument("--per-package", type=int, default=120, help="pieces a package, at most")
+    parser.add_argument("--midi", type=int, default=800)
+    parser.add_argument("--mix", type=int, default=400)
     parser.add_argument("--other", type=int, default=50, help="pieces each of noise, speech and game sounds")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the loop learns from (audio, labels, soft targets by the second), and how it draws windows."""
+"""What the loop learns from (log-mels, labels, what the teachers say), and how it draws windows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,37 +8,127 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from model.frontend import SAMPLE_RATE_HZ
+from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ
 from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW
 from model.training import cache
-from model.training.augmentation import Generator, Samples, distort
-from model.training.cache import CLIP_S, PCM_SCALE
+from model.training.augmentation import Generator, band_curve
+from model.training.cache import CLIP_S, VARIANTS
 from model.training.corpus import Clip
+from model.training.teachers import word_lists
+from model.training.words import by_second, opinions, standardised
 
-WINDOW_SAMPLES: Final = SEGMENT_SAMPLES * SEGMENTS_PER_WINDOW
-SECONDS_PER_ROW: Final = {"msd": 3.0, "msd_features": 3.0, "mtt": 3.0, "mtt_features": 3.0, "audioset": 0.975}
+SEGMENT_FRAMES: Final = 1 + SEGMENT_SAMPLES // HOP
 HEARD: Final = 0.02
 """An AudioSet class is a target if it reaches this score anywhere in the material."""
+SHORT: Final = 0.15
+"""Share of windows that are a part of 1 to 5 s, as short uploads are."""
+MIXED: Final = 0.3
+"""Share of windows under which another is laid."""
+SOFT_FROM_DB: Final = 12.0
+"""A window that is softer than the other by this much does not change what the other is."""
+
+Mel = NDArray[np.float16]
 
 
 @dataclass(frozen=True, slots=True)
 class Material:
-    """Clips with audio; labels [N, K] (NaN unknown); soft targets [N, 29, M], standardised (NaN unknown)."""
+    """Clips, and all that is known of them.
+
+    Attributes:
+        clips: N of them.
+        mels: arrays of log-mels on disk [n, VARIANTS, 96, CLIP_FRAMES].
+        places: which array and which row of it is a clip's [N, 2].
+        frames: how many frames a clip fills [N].
+        labels: [N, K], NaN unknown.
+        words: what the teachers' words say of each tag by the second [N, 29, K], NaN unknown (`words`).
+        soft: all that the teachers say by the second, standardised [N, 29, M], NaN unknown.
+    """
 
     clips: list[Clip]
-    audio: NDArray[np.int16]
-    lengths: NDArray[np.int64]
+    mels: list[Mel]
+    places: NDArray[np.int64]
+    frames: NDArray[np.int64]
     labels: NDArray[np.float32]
+    words: NDArray[np.float16]
     soft: NDArray[np.float16]
 
     def select(self, keep: NDArray[np.bool_]) -> "Material":
         """The clips where `keep` [N] is true."""
         clips = [clip for clip, kept in zip(self.clips, keep, strict=True) if kept]
-        return Material(clips, self.audio[keep], self.lengths[keep], self.labels[keep], self.soft[keep])
+        arrays = (self.places, self.frames, self.labels, self.words, self.soft)
+        return Material(clips, self.mels, *(array[keep] for array in arrays))
 
-    def samples(self, index: int) -> Samples:
-        """The audio of a clip, [T] float32."""
-        return self.audio[index, : self.lengths[index]].astype(np.float32) / np.float32(PCM_SCALE)
+    def mel(self, index: int, variant: int = 0) -> Mel:
+        """A clip's log-mel [96, frames]; variant 0 is the clip as it is, the others are distorted."""
+        shard, row = self.places[index]
+        return self.mels[shard][row, variant, :, : self.frames[index]]
+
+
+def load_material(
+    sources: Sequence[tuple[list[Clip], Path]],
+    tags: Sequence[str],
+    teachers: Path | None = None,
+    soft_labels: Path | None = None,
+) -> Material:
+    """Join manifests with their caches (see `cache.build`); clips that the cache lacks are left out.
+
+    Args:
+        sources: the clips of a manifest, and the folder of their cache.
+        tags: what the clips' labels are of.
+        teachers: folder of the public taggers, where the caches hold their lessons.
+        soft_labels: without lessons, scores for whole clips to learn from: an npz with `ids` [N] and
+            `scores` [N, M] in [0, 1].
+    """
+    caches = [cache.load(folder) for _, folder in sources]
+    by_id = [{clip.id: clip for clip in clips} for clips, _ in sources]
+    clips = [found[str(name)] for found, cached in zip(by_id, caches, strict=True) for name in cached.ids]
+    mels = [shard for cached in caches for shard in cached.mels]
+    labels = np.array(
+        [[np.nan if label is None else label for label in clip.labels] for clip in clips], np.float32
+    )
+    lessons = {
+        name: np.concatenate([cached.lessons[name] for cached in caches])
+        for name in caches[0].lessons
+        if all(name in cached.lessons for cached in caches)
+    }
+    if lessons and teachers is not None:
+        words, soft = opinions(tags, lessons, word_lists(teachers)), _soft_targets(lessons)
+    else:
+        words = np.full((len(clips), CLIP_S, len(tags)), np.nan, np.float16)
+        soft = _soft_labels(clips, soft_labels)
+    return Material(
+        clips,
+        mels,
+        np.array([(shard, row) for shard, array in enumerate(mels) for row in range(len(array))]),
+        np.concatenate([cached.frames for cached in caches]),
+        labels,
+        words,
+        soft,
+    )
+
+
+def _soft_targets(lessons: dict[str, NDArray[np.float16]]) -> NDArray[np.float16]:
+    """All teachers' scores as logits, and features as they are: [N, 29, M]."""
+    heard = np.nanmax(lessons["audioset"].reshape(-1, lessons["audioset"].shape[2]), 0) > HEARD
+    parts = []
+    for name, values in lessons.items():
+        array = values[..., heard] if name == "audioset" else values
+        rows = array.astype(np.float32) if name.endswith("features") else _logit(array.astype(np.float32))
+        parts.append(standardised(by_second(rows, name)).astype(np.float16))
+    return np.concatenate(parts, 2)
+
+
+def _soft_labels(clips: Sequence[Clip], path: Path | None) -> NDArray[np.float16]:
+    if path is None:
+        return np.full((len(clips), CLIP_S, 1), np.nan, np.float16)
+    with np.load(path) as archive:
+        row = {str(name): index for index, name in enumerate(archive["ids"])}
+        scores = _logit(archive["scores"].astype(np.float32))
+    whole = np.full((len(clips), 1, scores.shape[1]), np.nan, np.float32)
+    for index, clip in enumerate(clips):
+        if clip.id in row:
+            whole[index, 0] = scores[row[clip.id]]
+    return np.repeat(standardised(whole).astype(np.float16), CLIP_S, 1)
 
 
 def _logit(scores: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -47,152 +137,138 @@ def _logit(scores: NDArray[np.float32]) -> NDArray[np.float32]:
     return logits
 
 
-def _by_second(rows: NDArray[np.float32], seconds_per_row: float) -> NDArray[np.float32]:
-    """[N, rows, M] -> [N, 29, M]: the row in which each second's middle lies, or the last."""
-    index = np.minimum((np.arange(CLIP_S) + 0.5) / seconds_per_row, rows.shape[1] - 1).astype(int)
-    return rows[:, index]
-
-
-def _lessons_by_second(lessons: dict[str, NDArray[np.float16]]) -> NDArray[np.float32]:
-    """All teachers' scores as logits, and features as they are: [N, 29, M]."""
-    parts = []
-    for name, values in lessons.items():
-        array = values.astype(np.float32)
-        array = array if name.endswith("features") else _logit(array)
-        parts.append(
-            _by_second(array, SECONDS_PER_ROW[name])
-            if name in SECONDS_PER_ROW
-            else np.repeat(array[:, None], CLIP_S, 1)
-        )
-    return np.concatenate(parts, 2)
-
-
-def _standardise(soft: NDArray[np.float32]) -> NDArray[np.float16]:
-    """Zero mean and unit variance per target: who never dares above 0.05 counts like a bold teacher."""
-    flat = soft.reshape(-1, soft.shape[2])
-    mean, deviation = np.nanmean(flat, 0), np.nanstd(flat, 0)
-    standard: NDArray[np.float16] = np.clip((soft - mean) / np.maximum(deviation, 1e-3), -6.0, 6.0).astype(
-        np.float16
-    )
-    return standard
-
-
-def load_material(sources: Sequence[tuple[list[Clip], Path]], soft_labels: Path | None = None) -> Material:
-    """Join manifests with their caches (see `cache.build`); clips that the cache lacks are left out.
-
-    Soft targets are the lessons in the caches; or else, of every clip in it, the whole-clip scores of
-    `soft_labels` (an npz with `ids` [N] and `scores` [N, M] in [0, 1]); or else one target that is unknown.
-    """
-    caches = [cache.load(folder) for _, folder in sources]
-    by_id = [{clip.id: clip for clip in clips} for clips, _ in sources]
-    clips = [found[str(name)] for found, cached in zip(by_id, caches, strict=True) for name in cached.ids]
-    audio = np.concatenate([cached.audio for cached in caches])
-    lengths = np.concatenate([cached.lengths for cached in caches])
-    labels = np.array(
-        [[np.nan if label is None else label for label in clip.labels] for clip in clips], np.float32
-    )
-    return Material(clips, audio, lengths, labels, _soft_targets(clips, caches, soft_labels))
-
-
-def _soft_targets(
-    clips: list[Clip], caches: list[cache.Cache], soft_labels: Path | None
-) -> NDArray[np.float16]:
-    if all(cached.lessons for cached in caches):
-        lessons = {
-            name: np.concatenate([cached.lessons[name] for cached in caches]) for name in caches[0].lessons
-        }
-        if "audioset" in lessons:
-            heard = np.nanmax(lessons["audioset"].reshape(-1, lessons["audioset"].shape[2]), 0) > HEARD
-            lessons["audioset"] = lessons["audioset"][..., heard]
-        return _standardise(_lessons_by_second(lessons))
-    if soft_labels is None:
-        return np.full((len(clips), CLIP_S, 1), np.nan, np.float16)
-    with np.load(soft_labels) as archive:
-        row = {str(name): index for index, name in enumerate(archive["ids"])}
-        scores = _logit(archive["scores"].astype(np.float32))
-    whole = np.full((len(clips), scores.shape[1]), np.nan, np.float32)
-    for index, clip in enumerate(clips):
-        if clip.id in row:
-            whole[index] = scores[row[clip.id]]
-    return np.repeat(_standardise(whole[:, None]), CLIP_S, 1)
-
-
 @dataclass(frozen=True, slots=True)
 class Window:
-    """A drawn window: audio [160000], labels [K], soft targets [M]."""
+    """A drawn window: log-mel of its segments [2, 96, 313], labels [K], words [K], soft targets [M]."""
 
-    samples: Samples
+    mel: Mel
     labels: NDArray[np.float32]
+    words: NDArray[np.float32]
     soft: NDArray[np.float32]
 
 
-def draw(material: Material, index: int, rng: Generator, *, short: float = 0.15) -> Window:
-    """A random window of a clip; with probability `short` a part of 1 to 8 s, as short uploads are."""
-    samples = material.samples(index)
-    length = int(rng.uniform(1.0, 8.0) * SAMPLE_RATE_HZ) if rng.random() < short else WINDOW_SAMPLES
-    start = int(rng.integers(0, max(1, len(samples) - length + 1)))
-    part = samples[start : start + length]
-    first = start // SAMPLE_RATE_HZ
-    last = max(first + 1, min(CLIP_S, (start + len(part)) // SAMPLE_RATE_HZ))
-    soft = material.soft[index, first:last].astype(np.float32).mean(0)
-    return Window(fill_window(part), material.labels[index], soft)
+def draw(material: Material, index: int, variant: int, rng: Generator) -> Window:
+    """Two segments from anywhere in a clip; at times one that repeats a shorter part, as the tagger does."""
+    mel = material.mel(index, variant)
+    length = min(SEGMENT_FRAMES, mel.shape[1])
+    if rng.random() < SHORT:
+        length = min(length, int(rng.uniform(1.0, 5.0) * SAMPLE_RATE_HZ / HOP))
+    number = SEGMENTS_PER_WINDOW if length == SEGMENT_FRAMES else 1
+    starts = rng.integers(0, mel.shape[1] - length + 1, number)
+    segments = [fill_segment(mel[:, start : start + length]) for start in starts]
+    heard = [_seconds(start, length) for start in starts]
+    return Window(
+        np.stack(segments * (SEGMENTS_PER_WINDOW // number)),
+        material.labels[index],
+        _mean(material.words[index], heard),
+        _mean(material.soft[index], heard),
+    )
 
 
-def fill_window(part: Samples) -> Samples:
-    """As the tagger does: a part under 5 s is repeated to fill a segment; the last segment ends the part."""
-    if len(part) >= WINDOW_SAMPLES:
-        return part[:WINDOW_SAMPLES]
-    if len(part) <= SEGMENT_SAMPLES:
-        return np.tile(np.resize(part, SEGMENT_SAMPLES), SEGMENTS_PER_WINDOW)
-    return np.concatenate([part[:SEGMENT_SAMPLES], part[-SEGMENT_SAMPLES:]])
+def fill_segment(part: Mel) -> Mel:
+    """[96, n] -> [96, 313]: a shorter part is repeated, as the tagger repeats its audio."""
+    return part[:, np.arange(SEGMENT_FRAMES) % part.shape[1]]
 
 
-def mix(window: Window, other: Window, rng: Generator, vocal: int | None) -> Window:
-    """Lay another window under this one, 0 to 20 dB below it.
+def _seconds(start: int, length: int) -> slice:
+    first = min(int(start * HOP / SAMPLE_RATE_HZ), CLIP_S - 1)
+    return slice(first, max(first + 1, int((start + length) * HOP / SAMPLE_RATE_HZ)))
+
+
+def _mean(by_second: NDArray[np.float16], heard: Sequence[slice]) -> NDArray[np.float32]:
+    mean: NDArray[np.float32] = np.concatenate([by_second[part] for part in heard]).astype(np.float32).mean(0)
+    return mean
+
+
+def labels_of_mix(
+    window: Window, other: Window, below_db: float, vocal: int | None
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Labels [K], words [K] and soft targets [M] of a window with another one laid under it.
 
     A voice in either makes `vocal` (its column) true, none in both makes it false. The other tags stay known
-    only where both agree, or where the other is too soft to matter (from 12 dB); soft targets likewise.
+    only where both agree, or where the other is too soft to matter; words and soft targets likewise.
     """
-    below = rng.uniform(0.0, 20.0)
-    power = np.mean(window.samples**2) / max(1e-8, float(np.mean(other.samples**2)))
-    samples = window.samples + other.samples * np.float32(np.sqrt(power) * 10 ** (-below / 20))
-    samples /= np.float32(max(1.0, float(np.abs(samples).max())))
-    soft_other = below > 12.0
-    labels = np.where((window.labels == other.labels) | soft_other, window.labels, np.nan).astype(np.float32)
+    drowned = below_db > SOFT_FROM_DB
+    labels = np.where((window.labels == other.labels) | drowned, window.labels, np.nan).astype(np.float32)
     if vocal is not None:
         pair = window.labels[vocal], other.labels[vocal]
-        if 1.0 in pair and (pair[0] == 1.0 or below < 10.0):
+        if 1.0 in pair and (pair[0] == 1.0 or below_db < 10.0):
             labels[vocal] = 1.0
         elif pair != (0.0, 0.0):
             labels[vocal] = np.nan
-    return Window(samples, labels, window.soft if soft_other else np.full_like(window.soft, np.nan))
+    if drowned:
+        return labels, window.words, window.soft
+    return labels, np.full_like(window.words, np.nan), np.full_like(window.soft, np.nan)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B windows and how they are to be distorted.
+
+    Attributes:
+        mel: log-mels of their segments [B, 2, 96, 313].
+        under: those of what is laid under them [B, 2, 96, 313], silence where nothing is.
+        below_db: how far below [B].
+        curve_db: gain and equaliser by mel band [B, 96].
+        labels: [B, K]; words: [B, K]; soft: [B, M]; NaN unknown.
+    """
+
+    mel: Mel
+    under: Mel
+    below_db: NDArray[np.float32]
+    curve_db: NDArray[np.float32]
+    labels: NDArray[np.float32]
+    words: NDArray[np.float32]
+    soft: NDArray[np.float32]
 
 
 class Sampler:
-    """Batches from a material; batch `step` is the same whenever it is drawn with the same seed."""
+    """Batches from a material; batch `step` is the same whenever it is drawn with the same seed.
+
+    Args:
+        material: what to draw from.
+        weights: how often to draw each clip, in any unit [N].
+        batch: windows a batch.
+        seed: of all that is random.
+        vocal: the column of the tag that a voice in a mix makes true, if there is one.
+        augment: whether windows are mixed and distorted.
+    """
 
     def __init__(
-        self, material: Material, weights: NDArray[np.float64], batch: int, seed: int, vocal: int | None
+        self,
+        material: Material,
+        weights: NDArray[np.float64],
+        batch: int,
+        seed: int,
+        vocal: int | None,
+        *,
+        augment: bool = True,
     ) -> None:
         self.material = material
         self.probabilities = weights / weights.sum()
         self.batch = batch
         self.seed = seed
         self.vocal = vocal
+        self.augment = augment
 
-    def __call__(self, step: int) -> tuple[Samples, NDArray[np.float32], NDArray[np.float32]]:
-        """Audio [B, 160000], labels [B, K], soft targets [B, M]."""
+    def __call__(self, step: int) -> Batch:
+        """Draw batch number `step`."""
         rng = np.random.default_rng((self.seed, step))
-        windows = [self._window(rng) for _ in range(self.batch)]
-        return (
-            np.stack([w.samples for w in windows]),
-            np.stack([w.labels for w in windows]),
-            np.stack([w.soft for w in windows]),
+        rows = [self._row(rng) for _ in range(self.batch)]
+        mel, under, below_db, curve_db, labels, words, soft = (
+            np.stack(column) for column in zip(*rows, strict=True)
         )
+        return Batch(mel, under, below_db.astype(np.float32), curve_db, labels, words, soft)
 
-    def _window(self, rng: Generator) -> Window:
+    def _row(self, rng: Generator) -> tuple[NDArray[np.generic] | np.float64, ...]:
         index, other = rng.choice(len(self.probabilities), 2, p=self.probabilities)
-        window = draw(self.material, int(index), rng)
-        if rng.random() < 0.25:
-            window = mix(window, draw(self.material, int(other), rng), rng, self.vocal)
-        return Window(distort(window.samples, rng), window.labels, window.soft)
+        variants = rng.integers(0, VARIANTS, 2) if self.augment else (0, 0)
+        window = draw(self.material, int(index), int(variants[0]), rng)
+        curve = band_curve(rng) if self.augment else np.zeros(N_MELS, np.float32)
+        if not self.augment or rng.random() >= MIXED:
+            silence = np.zeros_like(window.mel)
+            return window.mel, silence, np.float64(0.0), curve, window.labels, window.words, window.soft
+        under = draw(self.material, int(other), int(variants[1]), rng)
+        below_db = rng.uniform(0.0, 20.0)
+        known = labels_of_mix(window, under, below_db, self.vocal)
+        return window.mel, under.mel, np.float64(below_db), curve, *known

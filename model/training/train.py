@@ -1,8 +1,8 @@
 """The training loop, from a manifest to a bundle: read it from top to bottom.
 
-Every step draws a batch (`Sampler`), distorts it, and descends on masked binary cross-entropy plus
-distillation. A moving average of the weights is what is evaluated, on sources never trained on, and the best
-of those by mean ROC-AUC is what is kept.
+Every step draws a batch (`Sampler`), distorts it, and descends on masked binary cross-entropy, towards the
+labels and towards what the public taggers' words say of each tag, plus distillation. A moving average of the
+weights is what is evaluated, on sources never trained on, and the best of those by mean ROC-AUC is kept.
 """
 
 import csv
@@ -20,17 +20,27 @@ from torch import Tensor, nn
 
 from model.bundle import Bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
-from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, MusicalBranch, NetworkConfig, TaggerNetwork
-from model.tagger import choose_device, cut_segments, pool_logits, score, window_means
+from model.frontend import HOP
+from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
+from model.tagger import SHORTEST_TAIL, choose_device, pool_logits, score, window_means
 from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
-from model.training.augmentation import mask_bands_and_frames
-from model.training.calibration import calibrate
+from model.training.augmentation import blend, mask_bands_and_frames
+from model.training.calibration import calibrate, platt, read_calibration
 from model.training.corpus import read_manifest
 from model.training.curves import plot_curves
 from model.training.losses import masked_bce, masked_mse
-from model.training.material import Material, Sampler, load_material
-from model.training.teachers import Teachers, load_teach
+from model.training.material import (
+    SEGMENT_FRAMES,
+    Batch,
+    Material,
+    Mel,
+    Sampler,
+    fill_segment,
+    load_material,
+)
+from model.training.teachers import load_teach
+from model.unfolding import unfold_filters
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
@@ -56,16 +66,23 @@ class TrainSettings:
     musicnn: Path | None = None
     """Folder of the unpacked musicnn wheel: a teacher, and where the musical branch starts from."""
     warm_start: bool = True
-    steps: int = 3000
+    """Whether the musical branch is musicnn's, frozen, or is trained from scratch."""
+    cache: Path | None = None
+    """Folder of log-mels and lessons, which several runs may share; none: in `out`."""
+    steps: int = 2500
     batch: int = 32
-    learning_rate: float = 2e-3
-    warm_learning_rate: float = 3e-4
-    """Of the musical branch, where it starts warm."""
+    learning_rate: float = 3e-3
     weight_decay: float = 0.02
+    words: float = 1.0
+    """Weight of the cross-entropy towards what the teachers' words say of the tags, beside the labels'."""
     distillation: float = 1.0
     """Weight of the distillation loss beside the tags' binary cross-entropy."""
-    average: float = 0.998
+    augment: bool = True
+    """Whether windows are mixed and distorted."""
+    average: float = 0.995
     """Decay of the moving average of the weights, a step."""
+    calibration: Path | None = None
+    """`calibration.json` of a cross-validation with the same settings; none: fitted on the split `val`."""
     evaluate_every: int = 500
     seed: int = 1
     device: str = "auto"
@@ -75,56 +92,76 @@ class TrainSettings:
     """Leave out rows whose `train_ok` is not 1, as weights that are given away must."""
 
 
-@dataclass
 class Student:
-    """The network with its distillation head, which is dropped after training."""
+    """The network with its distillation head, which is dropped after training.
 
-    network: TaggerNetwork
-    distiller: nn.Linear
+    Args:
+        network: whose parameters without gradient stay as they are, norms included.
+        soft: how many soft targets there are.
+        opinion: scale and bias by tag [2, K] that turn what the teachers' words say into a probability.
+        settings: weights of the losses.
+    """
 
-    def losses(
-        self, audio: Tensor, labels: Tensor, soft: Tensor, rng: np.random.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """Audio [B, 160000], labels [B, K], soft targets [B, M] -> (loss on the tags, distillation loss)."""
-        network = self.network
-        with torch.no_grad():
-            mel = mask_bands_and_frames(network.log_mel(audio.reshape(-1, SEGMENT_SAMPLES)), rng)
-        with torch.autocast(audio.device.type, torch.bfloat16):
-            embeddings = network.embed_mel(mel).reshape(len(audio), SEGMENTS_PER_WINDOW, -1).mean(1)
-        features = network.head.features(embeddings)
-        logits = network.head.out(network.head.dropout(features))
-        return masked_bce(logits, labels), masked_mse(self.distiller(features), soft)
+    def __init__(self, network: TaggerNetwork, soft: int, opinion: Tensor, settings: TrainSettings) -> None:
+        self.network = network
+        self.distiller = nn.Linear(network.config.hidden, soft).to(opinion.device)
+        self.opinion = opinion
+        self.settings = settings
+        # Filters that do not learn are computed in their fast shape; the same network would do.
+        self.branches = [unfold_filters(part) if _is_frozen(part) else part for part in network.branches]
+
+    def losses(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """(cross-entropy towards labels and words, distillation loss) of a batch."""
+        mel = self._distorted(batch, device, rng)
+        normed = self.network.mel_norm(mel.flatten(0, 1)[:, None])
+        with torch.autocast(device.type, torch.bfloat16):
+            embeddings = torch.cat([branch(normed) for branch in self.branches], 1)
+        features = self.network.head.features(embeddings.float().unflatten(0, mel.shape[:2]).mean(1))
+        logits = self.network.head.out(self.network.head.dropout(features))
+        labels, words, soft = (_tensor(array, device) for array in (batch.labels, batch.words, batch.soft))
+        opinions = torch.sigmoid(self.opinion[0] * words + self.opinion[1])
+        loss = masked_bce(logits, labels) + self.settings.words * masked_bce(logits, opinions)
+        return loss, masked_mse(self.distiller(features), soft)
+
+    @torch.no_grad()
+    def _distorted(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> Tensor:
+        mel = _tensor(batch.mel, device)
+        if not self.settings.augment:
+            return mel
+        under, below_db, curve_db = (
+            _tensor(array, device) for array in (batch.under, batch.below_db, batch.curve_db)
+        )
+        mixed = blend(mel, under, below_db, curve_db)
+        return mask_bands_and_frames(mixed.flatten(0, 1), rng).unflatten(0, mel.shape[:2])
 
     def train_mode(self) -> None:
-        """Batch norms and dropout as in training, but for frozen filters: they stay as they are."""
+        """Batch norms and dropout as in training, but for frozen parts: they stay as they are."""
         self.network.train()
         for module in self.network.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(parameter.requires_grad for parameter in parameters):
+            if _is_frozen(module):
                 module.eval()
 
-    def parameters(self, settings: TrainSettings) -> list[dict[str, Any]]:
-        """Groups for the optimiser: biases and norms do not decay, the warm branch learns slowly."""
-        groups: dict[tuple[bool, bool], list[Tensor]] = {}
-        modules = {"network": self.network, "distiller": self.distiller}
-        for owner, module in modules.items():
-            for name, parameter in module.named_parameters():
-                if not parameter.requires_grad:
-                    continue
-                warm = (
-                    settings.warm_start
-                    and settings.musicnn is not None
-                    and f"{owner}.{name}".startswith("network.branches.0.")
-                )
-                groups.setdefault((warm, parameter.ndim > 1), []).append(parameter)
-        return [
-            {
-                "params": parameters,
-                "lr": settings.warm_learning_rate if warm else settings.learning_rate,
-                "weight_decay": settings.weight_decay if matrix else 0.0,
-            }
-            for (warm, matrix), parameters in groups.items()
+    def parameters(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser: biases and norms do not decay."""
+        learning = [
+            parameter
+            for module in (self.network, self.distiller)
+            for parameter in module.parameters()
+            if parameter.requires_grad
         ]
+        return [
+            {"params": [p for p in learning if p.ndim > 1], "weight_decay": self.settings.weight_decay},
+            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+
+
+def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
+    return torch.from_numpy(array).to(device).float()
 
 
 def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path:
@@ -139,32 +176,54 @@ def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path
         other.
         DeviceError: there is no such device.
     """
-    torch.manual_seed(settings.seed)
-    device = choose_device(settings.device)
     material = prepare(settings)
     val = np.array([clip.split == "val" for clip in material.clips])
     learn = material.select(~val & usable(material, settings))
     held_out = material.select(val & ~np.isnan(material.labels).all(1))
     _check(settings, learn, held_out)
-    student = Student(new_network(settings), nn.Linear(settings.network.hidden, learn.soft.shape[2]))
-    student.network.to(device)
-    student.distiller.to(device)
-    best = descend(student, learn, held_out, settings, device, progress)
-    student.network.load_state_dict(best)
-    return write_bundle(student.network.eval(), held_out, material, settings, device)
+    device = choose_device(settings.device)
+    network = fit(settings, learn, held_out, device, progress)
+    return write_bundle(network, held_out, material, settings, device)
+
+
+def fit(
+    settings: TrainSettings, learn: Material, held_out: Material, device: torch.device, progress: Progress
+) -> TaggerNetwork:
+    """Train on `learn`, choosing the best evaluation on `held_out`; the network comes in evaluation mode."""
+    settings.out.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    network = new_network(settings).to(device)
+    opinion = torch.from_numpy(opinion_scale(learn)).to(device)
+    student = Student(network, learn.soft.shape[2], opinion, settings)
+    network.load_state_dict(descend(student, learn, held_out, settings, device, progress))
+    return network.eval()
+
+
+def opinion_scale(learn: Material) -> NDArray[np.float32]:
+    """[2, K]: scale and bias that make a probability of what the teachers' words say, by Platt's method.
+
+    One number a tag is scaled, so that there is nothing about a source to be learned.
+    """
+    scales = np.zeros((2, learn.labels.shape[1]), np.float32)
+    for column, labels in enumerate(learn.labels.T):
+        words = learn.words[:, :, column].astype(np.float64).mean(1)
+        known = ~np.isnan(labels) & ~np.isnan(words)
+        if {0.0, 1.0} <= set(labels[known].round().tolist()):
+            scales[:, column] = platt(words[known], labels[known])
+    return scales
 
 
 def prepare(settings: TrainSettings) -> Material:
     """Caches for every manifest, then all of them as one material."""
-    teachers = None
-    if settings.teachers is not None and settings.musicnn is not None:
-        teachers = Teachers(settings.teachers, settings.musicnn)
+    teachers = (settings.teachers, settings.musicnn) if settings.teachers and settings.musicnn else None
     sources = []
     for manifest in settings.manifests:
-        folder = settings.out / "cache" / f"{manifest.resolve().parent.name}-{manifest.stem}"
+        folder = (
+            settings.cache or settings.out / "cache"
+        ) / f"{manifest.resolve().parent.name}-{manifest.stem}"
         cache.build(manifest, folder, settings.tags, teachers)
         sources.append((read_manifest(manifest, settings.tags), folder))
-    return load_material(sources, settings.soft_labels)
+    return load_material(sources, settings.tags, settings.teachers, settings.soft_labels)
 
 
 def usable(material: Material, settings: TrainSettings) -> NDArray[np.bool_]:
@@ -190,14 +249,14 @@ def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
-    """A network with random weights; given musicnn, its musical branch warm and the filters frozen."""
+    """A network with random weights; given musicnn, its musical branch is that, and frozen."""
     if not (settings.warm_start and settings.teachers and settings.musicnn and settings.network.musical):
         return TaggerNetwork(settings.tags, settings.network)
     weights = warm_start.read_musicnn(settings.musicnn, load_teach(settings.teachers).read_checkpoint)
     network = TaggerNetwork(settings.tags, warm_start.config_of(weights, settings.network))
     branch = cast("MusicalBranch", network.branches[0])
     warm_start.load_musical_branch(branch, network.mel_norm, weights)
-    for frozen in (network.mel_norm, branch.filters):
+    for frozen in (network.mel_norm, branch):
         frozen.requires_grad_(requires_grad=False)
     return network
 
@@ -225,8 +284,8 @@ def descend(
     """The loop. Returns the averaged weights of the best evaluation."""
     network = student.network
     vocal = settings.tags.index("vocal") if "vocal" in settings.tags else None
-    sampler = Sampler(learn, balance(learn), settings.batch, settings.seed, vocal)
-    optimiser = torch.optim.AdamW(student.parameters(settings), betas=(0.9, 0.99))
+    sampler = Sampler(learn, balance(learn), settings.batch, settings.seed, vocal, augment=settings.augment)
+    optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings.steps))
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.average), use_buffers=True
@@ -248,10 +307,8 @@ def descend(
     for step in range(first, settings.steps):
         student.train_mode()
         torch.manual_seed(settings.seed * 1_000_003 + step)
-        audio, labels, soft = (torch.from_numpy(array).to(device) for array in sampler(step))
-        loss, distillation = student.losses(
-            audio, labels, soft, np.random.default_rng((settings.seed, step, 1))
-        )
+        rng = np.random.default_rng((settings.seed, step, 1))
+        loss, distillation = student.losses(sampler(step), device, rng)
         optimiser.zero_grad()
         (loss + settings.distillation * distillation).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -331,14 +388,27 @@ def clip_logits(
     network: TaggerNetwork, material: Material, device: torch.device
 ) -> list[NDArray[np.float64]]:
     """Logits of the windows of every clip, as the tagger cuts them: N arrays [windows, K]."""
+    fast = unfold_filters(network)
     logits = []
     for index in range(len(material.clips)):
-        segments = np.stack(list(cut_segments([material.samples(index)])))
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):  # as the tagger does
-            embeddings = network.embed(torch.from_numpy(segments).to(device)).float().cpu().numpy()
+        mels = torch.from_numpy(cut_mel(material.mel(index))).to(device).float()
+        with torch.autocast(device.type, torch.bfloat16):
+            embeddings = fast.embed_mel(mels).float().cpu().numpy()
         windows = torch.from_numpy(window_means(embeddings)).to(device)
         logits.append(network.classify(windows).cpu().numpy().astype(np.float64))
     return logits
+
+
+def cut_mel(mel: Mel) -> Mel:
+    """The log-mel of a clip [96, frames] -> those of its segments [S, 96, 313], as `cut_segments` does."""
+    frames = mel.shape[1]
+    last = frames - SEGMENT_FRAMES
+    if last <= 0:
+        return fill_segment(mel)[None]
+    starts = [round(start) for start in np.arange(0.0, last + 1, SEGMENT_SAMPLES / HOP)]
+    if (last - starts[-1]) * HOP > SHORTEST_TAIL:
+        starts.append(last)
+    return np.stack([mel[:, start : start + SEGMENT_FRAMES] for start in starts])
 
 
 def clip_aucs(network: TaggerNetwork, material: Material, device: torch.device) -> list[float]:
@@ -355,14 +425,18 @@ def write_bundle(
     settings: TrainSettings,
     device: torch.device,
 ) -> Path:
-    """Calibrate and measure on the held-out clips, and write the bundle."""
+    """Calibrate, measure on the held-out clips, and write the bundle."""
     logits = clip_logits(network, held_out, device)
     sources = [clip.source for clip in held_out.clips]
-    calibration, thresholds, metrics = {}, {}, {}
+    metrics = {}
+    calibration, thresholds = (
+        read_calibration(settings.calibration, settings.tags) if settings.calibration else ({}, {})
+    )
     for tag, column, labels in zip(
         settings.tags, zip(*[z.T for z in logits], strict=True), held_out.labels.T, strict=True
     ):
-        calibration[tag], thresholds[tag] = calibrate(column, labels)
+        if settings.calibration is None:
+            calibration[tag], thresholds[tag] = calibrate(column, labels)
         pooled = np.array([pool_logits(z, calibration[tag].pooling) for z in column])
         scores = score(pooled, calibration[tag])
         metrics[tag] = plain(tag_metrics(tag, labels, scores, sources, thresholds[tag]))

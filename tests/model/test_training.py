@@ -10,14 +10,28 @@ import torch
 from numpy.typing import NDArray
 
 from model.bundle import load_bundle
+from model.frontend import LogMel
 from model.network import NetworkConfig
 from model.tagger import Tagger, cut_segments
-from model.training.augmentation import CHAIN, CODECS, Samples, distort, encode, mask_bands_and_frames
-from model.training.calibration import best_f1_threshold, calibrate, platt
+from model.training.augmentation import (
+    CHAIN,
+    CODECS,
+    Samples,
+    band_curve,
+    blend,
+    distort,
+    encode,
+    mask_bands_and_frames,
+    mel_centres_hz,
+)
+from model.training.cache import CLIP_FRAMES, VARIANTS, variants
+from model.training.calibration import best_f1_threshold, calibrate, platt, read_calibration
 from model.training.corpus import Clip
+from model.training.cross_validation import cross_validate, deal
 from model.training.gather import write_flac
-from model.training.material import WINDOW_SAMPLES, Material, Window, fill_window, mix
-from model.training.train import TrainingError, TrainSettings, balance, train
+from model.training.material import Material, Sampler, Window, labels_of_mix
+from model.training.train import TrainingError, TrainSettings, balance, cut_mel, train
+from model.training.words import WORDS, opinions
 
 RATE = 16_000
 SMALL = NetworkConfig(
@@ -161,7 +175,7 @@ def test_every_distortion_keeps_length_and_is_finite_and_changes_something(step:
 
 def test_distortion_is_the_same_for_the_same_seed_and_survives_silence() -> None:
     samples = drone(10.0, np.random.default_rng(3))
-    silence = np.zeros(WINDOW_SAMPLES, np.float32)
+    silence = np.zeros(10 * RATE, np.float32)
 
     first, second = (distort(samples, np.random.default_rng(7)) for _ in range(2))
 
@@ -190,52 +204,180 @@ def test_masks_hide_at_most_a_stripe_of_bands_and_of_frames() -> None:
     assert (masked[:, :, :].amax((1, 2)) == 1).all()
 
 
-@pytest.mark.parametrize("seconds", [1.0, 4.9, 5.0, 7.3, 9.99, 10.0])
-def test_short_parts_are_filled_as_the_tagger_does(seconds: float) -> None:
-    part = drone(seconds, np.random.default_rng(2))
+@pytest.mark.parametrize("seconds", [1.0, 4.9, 5.0, 5.3, 7.3, 10.0, 29.0])
+def test_a_log_mel_is_cut_as_the_tagger_cuts_the_audio(seconds: float) -> None:
+    audio = beat(seconds, np.random.default_rng(2))
+    log_mel = LogMel()
+    whole = log_mel(torch.from_numpy(audio)[None])[0].numpy().astype(np.float16)
 
-    window = fill_window(part)
+    cut = cut_mel(whole)
 
-    segments = list(cut_segments([part]))
-    np.testing.assert_array_equal(window, np.concatenate([segments[0], segments[-1]]))
-
-
-def a_window(vocal: float, pop: float, level: float = 0.3) -> Window:
-    samples = np.float32(level) * np.sin(np.arange(WINDOW_SAMPLES, dtype=np.float32))
-    return Window(samples, np.array([vocal, pop], np.float32), np.ones(3, np.float32))
+    segments = log_mel(torch.from_numpy(np.stack(list(cut_segments([audio]))))).numpy()
+    assert cut.shape == segments.shape
+    inner = np.abs(cut.astype(np.float32) - segments)[:, :, 4:-4]
+    assert np.median(inner) < 0.01
 
 
-def test_a_voice_over_anything_makes_vocal_true_and_leaves_the_rest_unknown_where_they_differ() -> None:
+def test_a_clip_is_cached_as_it_is_and_distorted_the_same_way_every_time() -> None:
+    audio = drone(12.0, np.random.default_rng(3))
+
+    mels = variants("some-id", audio)
+
+    frames = 1 + len(audio) // 256
+    assert mels.shape == (VARIANTS, 96, CLIP_FRAMES)
+    assert (mels[:, :, frames:] == 0).all()
+    np.testing.assert_allclose(
+        mels[0, :, :frames].astype(np.float32), LogMel()(torch.from_numpy(audio)[None])[0].numpy(), atol=5e-3
+    )
+    assert np.abs(mels[1] - mels[0]).max() > 0.05
+    np.testing.assert_array_equal(variants("some-id", audio), mels)
+
+
+def test_blending_log_mels_is_like_mixing_audio_that_is_not_correlated() -> None:
     rng = np.random.default_rng(0)
+    one, other = (rng.normal(0.0, level, 80_000).astype(np.float32) for level in (0.1, 0.02))
+    log_mel = LogMel()
 
-    labels = np.stack([mix(a_window(1, 0), a_window(0, 1), rng, vocal=0).labels for _ in range(50)])
+    def mel_of(audio: Samples) -> torch.Tensor:
+        mel: torch.Tensor = log_mel(torch.from_numpy(audio)[None])[None]
+        return mel
 
-    assert (labels[:, 0] == 1.0).all()
-    assert np.isnan(labels[:, 1]).any()
-    assert not (labels[:, 1] == 1.0).any()
+    below_db = 20 * np.log10(0.1 / 0.02)
+    blended = blend(mel_of(one), mel_of(other), torch.tensor([below_db]), torch.full((1, 96), -6.0))
+
+    expected = mel_of((one + other) * np.float32(10 ** (-6.0 / 20)))
+    assert (blended - expected).abs().mean() < 0.1
+    assert (blended - expected).mean().abs() < 0.02
+
+
+def test_silence_under_a_window_changes_nothing() -> None:
+    mel = torch.rand(3, 2, 96, 313) * 4
+
+    blended = blend(mel, torch.zeros_like(mel), torch.zeros(3), torch.zeros(3, 96))
+
+    torch.testing.assert_close(blended, mel, atol=1e-4, rtol=1e-4)
+
+
+def test_mel_bands_lie_where_slaney_put_them_and_their_curve_stays_within_bounds() -> None:
+    centres = mel_centres_hz()
+
+    curves = np.stack([band_curve(np.random.default_rng(seed)) for seed in range(50)])
+
+    assert (np.diff(centres) > 0).all()
+    assert 0 < centres[0] < 100 < 7500 < centres[-1] < 8000
+    assert curves.shape == (50, 96)
+    assert curves.max() <= 6.0 + 12.0
+    assert np.ptp(curves, axis=1).min() == 0.0  # at times a gain alone
+
+
+def a_window(vocal: float, pop: float) -> Window:
+    mel = np.ones((2, 96, 313), np.float16)
+    return Window(mel, np.array([vocal, pop], np.float32), np.zeros(2, np.float32), np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("below_db", [0.0, 6.0, 11.0, 15.0])
+def test_a_voice_over_anything_makes_vocal_true(below_db: float) -> None:
+    labels, words, soft = labels_of_mix(a_window(1, 0), a_window(0, 1), below_db, vocal=0)
+
+    drowned = below_db > 12.0
+    assert labels[0] == 1.0
+    assert labels[1] == 0.0 if drowned else np.isnan(labels[1])
+    assert np.isnan(soft).all() == np.isnan(words).all() == (not drowned)
+
+
+def test_a_soft_voice_below_is_unknown_and_a_loud_one_is_vocal() -> None:
+    loud, soft = (labels_of_mix(a_window(0, 0), a_window(1, 0), db, vocal=0)[0] for db in (6.0, 11.0))
+
+    assert loud[0] == 1.0
+    assert np.isnan(soft[0])
 
 
 def test_no_voice_in_either_is_no_voice_and_an_unknown_one_stays_unknown() -> None:
-    rng = np.random.default_rng(0)
+    neither, _, _ = labels_of_mix(a_window(0, 1), a_window(0, 1), 3.0, vocal=0)
+    unknown, _, _ = labels_of_mix(a_window(0, 1), a_window(np.nan, 1), 3.0, vocal=0)
 
-    neither = [mix(a_window(0, 1), a_window(0, 1), rng, vocal=0).labels for _ in range(20)]
-    unknown = [mix(a_window(0, 1), a_window(np.nan, 1), rng, vocal=0).labels for _ in range(20)]
+    assert neither.tolist() == [0.0, 1.0]
+    assert np.isnan(unknown[0])
 
-    assert all(labels[0] == 0.0 and labels[1] == 1.0 for labels in neither)
-    assert all(np.isnan(labels[0]) for labels in unknown)
+
+def a_material(labels: NDArray[np.float32], sources: str) -> Material:
+    """Clips of 12 s; the first frame of a clip's log-mel holds its number."""
+    number = len(labels)
+    mels = np.zeros((number, VARIANTS, 96, CLIP_FRAMES), np.float16)
+    mels += np.arange(number)[:, None, None, None]
+    clips = [Clip(str(i), Path(), "train", True, s, (None,), ("",)) for i, s in enumerate(sources)]
+    return Material(
+        clips,
+        [mels],
+        np.array([(0, i) for i in range(number)]),
+        np.full(number, 750),
+        labels,
+        np.zeros((number, 29, labels.shape[1]), np.float16),
+        np.zeros((number, 29, 5), np.float16),
+    )
 
 
 def test_rare_positives_and_small_sources_are_drawn_more_often() -> None:
     labels = np.array([[0.0]] * 8 + [[1.0]] * 2, np.float32)
-    clips = [Clip(str(i), Path(), "train", True, s, (None,), ("",)) for i, s in enumerate("aaaaaaaabc")]
-    material = Material(
-        clips, np.zeros((10, 1), np.int16), np.ones(10, np.int64), labels, np.zeros((10, 29, 1), np.float16)
-    )
 
-    weights = balance(material)
+    weights = balance(a_material(labels, "aaaaaaaabc"))
 
     assert weights[8] > weights[0]
     assert weights[8] == weights[9]
+
+
+def test_a_batch_is_the_same_whenever_it_is_drawn_and_holds_what_its_clips_do() -> None:
+    material = a_material(np.arange(4, dtype=np.float32)[:, None] / 4, "abcd")
+    sampler = Sampler(material, np.ones(4), 16, seed=3, vocal=None, augment=False)
+
+    batch, again, other = sampler(5), sampler(5), sampler(6)
+
+    assert batch.mel.shape == (16, 2, 96, 313)
+    np.testing.assert_array_equal(batch.mel, again.mel)
+    assert not np.array_equal(batch.mel, other.mel)
+    np.testing.assert_array_equal(batch.mel[:, 0, 0, 0] / 4, batch.labels[:, 0])
+    assert not batch.under.any()
+
+
+def test_teachers_words_rank_clips_by_the_second_and_a_tag_without_words_is_unknown() -> None:
+    names = {teacher: [word for t, words in WORDS["dance"] if t == teacher for word in words] for teacher in
+             ("jamendo", "msd")}  # fmt: skip
+    lessons = {"jamendo": np.full((2, 4), 0.01, np.float16), "msd": np.full((2, 9, 3), 0.02, np.float16)}
+    lessons["jamendo"][1] = 0.3
+    lessons["msd"][1, 5:] = 0.6
+
+    said = opinions(("dance", "house"), lessons, names)
+
+    assert said.shape == (2, 29, 2)
+    assert np.isnan(said[:, :, 1]).all()
+    assert said[1, :, 0].min() > said[0, :, 0].max()
+    assert said[1, 20, 0] > said[1, 3, 0]
+
+
+def test_sources_are_dealt_whole_and_the_largest_ones_apart() -> None:
+    clips = [Clip(str(i), Path(), "train", True, s, (), ()) for i, s in enumerate("aaaaaabbbbbcccdde")]
+
+    folds = deal(clips, 3)
+
+    assert len({folds[source] for source in "abc"}) == 3
+    assert folds["d"] == folds["c"]
+
+
+def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_source(
+    manifest: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(manifest, tmp_path / "cv", steps=6)
+
+    predictions = cross_validate(settings, 3)
+
+    rows = list(csv.DictReader(predictions.read_text().splitlines()))
+    assert {row["id"] for row in rows} == {str(index) for index in range(12)}
+    assert {row["fold"] for row in rows} == {"0", "1", "2"}
+    assert all(0.0 < float(row[tag]) < 1.0 for row in rows for tag in ("beat", "drone"))
+    calibration, thresholds = read_calibration(predictions.with_name("calibration.json"), ("beat", "drone"))
+    assert calibration.keys() == thresholds.keys() == {"beat", "drone"}
+    again = cross_validate(settings, 3)  # nothing is trained twice
+    assert again.read_text() == predictions.read_text()
 
 
 def test_platt_scaling_finds_the_line_that_made_the_labels() -> None:

@@ -1,0 +1,103 @@
+"""Leave-sources-out cross-validation: every clip scored by a network that never met its source.
+
+The clips of the first manifest are dealt to folds by source. For each fold a network is trained on all that
+shares no source with it, for a fixed number of steps: nothing of the fold chooses anything. What the networks
+say of their folds tells how good the tagger is on sources it never met, and calibrates it.
+"""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.bundle import Calibration
+from model.tagger import choose_device, pool_logits, score
+from model.training.calibration import calibrate
+from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.material import Material
+from model.training.train import Progress, TrainSettings, clip_logits, fit, prepare, usable
+
+Logits = dict[str, NDArray[np.float64]]
+"""By clip: logits of its windows [windows, K]."""
+
+
+def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lambda *_: None) -> Path:
+    """Train a network a fold, and write what they say: `predictions.csv` and `calibration.json`.
+
+    A fold that is there is kept, and one that was stopped goes on where it was.
+
+    Returns:
+        The path of `predictions.csv`: `id`, `fold`, and a calibrated score a tag, its calibration fitted on
+        the other folds.
+    """
+    shared = settings.cache or settings.out / "cache"
+    material = prepare(replace(settings, cache=shared))
+    fold_of = deal(read_manifest(settings.manifests[0], settings.tags), folds)
+    said: list[Logits] = []
+    for fold in range(folds):
+        own = replace(
+            settings, out=settings.out / f"fold-{fold}", cache=shared, evaluate_every=settings.steps
+        )
+        said.append(_fold(own, material, {s for s, number in fold_of.items() if number == fold}, progress))
+    return _write(settings, material, said)
+
+
+def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
+    """Sources to folds: the largest first, each to the fold that has the fewest clips so far."""
+    sizes = Counter(clip.source for clip in clips)
+    filled = [0] * folds
+    fold_of = {}
+    for source, size in sorted(sizes.items(), key=lambda item: (-item[1], item[0])):
+        fold_of[source] = int(np.argmin(filled))
+        filled[fold_of[source]] += size
+    return fold_of
+
+
+def _fold(settings: TrainSettings, material: Material, sources: set[str], progress: Progress) -> Logits:
+    path = settings.out / "logits.npz"
+    if not path.exists():
+        touched = np.array([not sources.isdisjoint(clip.source.split(SOURCES)) for clip in material.clips])
+        inside = np.array([clip.source in sources for clip in material.clips])
+        held_out = material.select(inside & ~np.isnan(material.labels).all(1))
+        learn = material.select(~touched & usable(material, settings))
+        device = choose_device(settings.device)
+        network = fit(settings, learn, held_out, device, progress)
+        logits = clip_logits(network, held_out, device)
+        np.savez(path, **{clip.id: z for clip, z in zip(held_out.clips, logits, strict=True)})
+    with np.load(path) as archive:
+        return dict(archive)
+
+
+def _write(settings: TrainSettings, material: Material, said: Sequence[Logits]) -> Path:
+    labels = {clip.id: row for clip, row in zip(material.clips, material.labels, strict=True)}
+    rows: dict[str, dict[str, str]] = {
+        clip: {"id": clip, "fold": str(fold)} for fold, logits in enumerate(said) for clip in logits
+    }
+    fitted = {}
+    for column, tag in enumerate(settings.tags):
+        for logits in said:
+            calibration, _ = _calibrate([other for other in said if other is not logits], labels, column)
+            for clip, z in logits.items():
+                pooled = np.array(pool_logits(z[:, column], calibration.pooling))
+                rows[clip][tag] = f"{float(score(pooled, calibration)):.6f}"
+        calibration, threshold = _calibrate(said, labels, column)
+        fitted[tag] = asdict(calibration) | {"threshold": threshold}
+    (settings.out / "calibration.json").write_text(json.dumps(fitted, indent=2) + "\n", encoding="utf-8")
+    path = settings.out / "predictions.csv"
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        writer = csv.DictWriter(handle, ("id", "fold", *settings.tags))
+        writer.writeheader()
+        writer.writerows(rows.values())
+    return path
+
+
+def _calibrate(
+    said: Sequence[Logits], labels: dict[str, NDArray[np.float32]], column: int
+) -> tuple[Calibration, float]:
+    clips = [(z[:, column], labels[clip][column]) for logits in said for clip, z in logits.items()]
+    return calibrate([z for z, _ in clips], np.array([label for _, label in clips], np.float32))
