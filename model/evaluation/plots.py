@@ -85,7 +85,7 @@ def plot_sources(tags: Sequence[str], right: Mapping[str, NDArray[np.int64]], pa
 
 
 def _panels(tags: Sequence[str], x: str, y: str, note: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(PANEL_IN * len(tags), PANEL_IN), layout="constrained")
+    figure = Figure(figsize=(PANEL_IN * len(tags), PANEL_IN + 0.2), layout="constrained")
     figure.suptitle(note, fontsize=9)
     axes = list(np.atleast_1d(figure.subplots(1, len(tags))))
     for axis, tag in zip(axes, tags, strict=True):

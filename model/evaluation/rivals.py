@@ -105,11 +105,11 @@ def read_rivals(path: Path, clips: Sequence[Clip]) -> Rivals:
         ManifestError: it is missing or no npz, lacks an array or a clip, or its shapes or scores do not fit.
     """
     try:
-        with np.load(path) as arrays:
+        with path.open("rb") as file, np.load(file) as arrays:
             ids, words, scores = (arrays[name] for name in ("ids", "tags", "scores"))
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); give the path of an npz") from error
-    except (KeyError, ValueError, BadZipFile, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise ManifestError(f"{path}: not an npz with the arrays ids, tags and scores ({error})") from error
     if scores.shape != (len(ids), len(words)) or not ((scores >= 0) & (scores <= 1)).all():
         raise ManifestError(
@@ -227,6 +227,8 @@ def macro_average_precision(
     `labels` [N, T] are nan where unknown, `scores` [N, T] in [0, 1]. The resamples are the same for the same
     sources, so that the draws of two contestants can be subtracted; nan where a tag has no positive.
     """
+    if np.isnan(labels).all(axis=0).any():
+        return np.full(1 + resamples, np.nan)
     weights = np.concatenate([np.ones((1, len(sources))), source_weights(sources, resamples, seed=0)])
     columns = []
     for label, score in zip(labels.T, scores.T, strict=True):
