@@ -5,14 +5,14 @@ that `model/evaluation/robustness.py` measures the very distortions that trainin
 """
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final, cast
 
 import av
 import numpy as np
 import scipy.fft
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import AudioError, read_audio
@@ -41,7 +41,9 @@ def gain(samples: Samples, rng: Generator) -> Samples:
 
 
 def shape_spectrum(
-    samples: Samples, octaves_db: ArrayLike, band_hz: tuple[float, float] | None = None
+    samples: Samples,
+    octaves_db: Sequence[float] | NDArray[np.float64],
+    band_hz: tuple[float, float] | None = None,
 ) -> Samples:
     """Equalise: `octaves_db` [9] at 31.25, 62.5, ... 8000 Hz, between them a line over the octaves.
 
@@ -92,7 +94,8 @@ def room(samples: Samples, rng: Generator) -> Samples:
 def change_speed(samples: Samples, factor: float) -> Samples:
     """Pitch and tempo together, as a turntable does: [T] -> about [T / factor]."""
     positions = np.arange(0.0, len(samples) - 1, factor)
-    return np.interp(positions, np.arange(len(samples)), samples).astype(np.float32)
+    changed: Samples = np.interp(positions, np.arange(len(samples)), samples).astype(np.float32)
+    return changed
 
 
 def speed(samples: Samples, rng: Generator) -> Samples:

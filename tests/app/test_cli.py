@@ -265,7 +265,7 @@ def test_evaluate_adds_the_sections_that_were_asked_for(manifest: Path, tmp_path
     words = np.array(["mtt/vocal", "mtt/dance"])
     np.savez(tmp_path / "soft.npz", ids=ids, tags=words, scores=np.full((4, 2), 0.5))
     (tmp_path / "not_music.csv").write_text("id,file,source\nspeech-0,0.wav,speech\n")
-    asked = [
+    asked: list[str | Path] = [
         "--rivals",
         tmp_path / "soft.npz",
         "--robustness",

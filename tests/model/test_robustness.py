@@ -25,10 +25,10 @@ from model.training.gather import write_flac
 RATE = 16_000
 
 
-def tones(*hertz: float, seconds: float = 12.0) -> Samples:
-    time = np.arange(int(seconds * RATE)) / RATE
-    waves: Samples = (0.2 * sum(np.sin(2 * np.pi * pitch * time) for pitch in hertz)).astype(np.float32)
-    return waves
+def tone(hertz: float) -> Samples:
+    """Twelve seconds of a sine."""
+    time = np.arange(12 * RATE) / RATE
+    return (0.2 * np.sin(2 * np.pi * hertz * time)).astype(np.float32)
 
 
 def distorted(name: str, samples: Samples) -> Samples:
@@ -57,7 +57,7 @@ def tagger() -> Tagger:
 def measured(tagger: Tagger, clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Robustness:
     """A song, an orchestra, a clip that is silent in its middle, and one that is no audio."""
     folder = tmp_path_factory.mktemp("odd")
-    write_flac(folder / "gap.flac", np.concatenate([tones(440), np.zeros(2 * RATE, np.float32), tones(440)]))
+    write_flac(folder / "gap.flac", np.concatenate([tone(440), np.zeros(2 * RATE, np.float32), tone(440)]))
     (folder / "text.flac").write_bytes(b"no audio")
     chosen = [
         clip("song", clips["sung_pop"], 1.0),
@@ -76,7 +76,7 @@ def test_a_distorted_clip_is_as_long_as_its_name_says(name: str) -> None:
         "3 s of silence at both ends": 18.0,
     }
 
-    heard = distorted(name, tones(440))
+    heard = distorted(name, tone(440))
 
     assert len(heard) / RATE == pytest.approx(changed.get(name, 12.0), abs=0.05)
 
@@ -95,7 +95,7 @@ def test_a_distorted_clip_is_as_long_as_its_name_says(name: str) -> None:
     ],
 )
 def test_a_tone_is_as_loud_as_the_distortion_says(name: str, hertz: float, decibels: float) -> None:
-    before = tones(hertz)
+    before = tone(hertz)
 
     change = level_db(distorted(name, before), hertz) - level_db(before, hertz)
 
@@ -103,7 +103,7 @@ def test_a_tone_is_as_loud_as_the_distortion_says(name: str, hertz: float, decib
 
 
 def test_what_leaves_full_scale_is_clipped() -> None:
-    loud = 4 * tones(440)
+    loud = 4 * tone(440)
 
     heard = distorted("6 dB louder, clipped", loud)
 
@@ -113,13 +113,13 @@ def test_what_leaves_full_scale_is_clipped() -> None:
 
 @pytest.mark.parametrize(("name", "hertz"), [("5% faster and higher", 462), ("5% slower and lower", 418)])
 def test_speed_moves_the_pitch(name: str, hertz: float) -> None:
-    heard = distorted(name, tones(440))
+    heard = distorted(name, tone(440))
 
     assert level_db(heard, hertz) > level_db(heard, 440) + 40
 
 
 def test_noise_lies_twenty_decibels_under() -> None:
-    before = tones(440)
+    before = tone(440)
 
     noise = distorted("pink noise 20 dB under", before) - before
 
@@ -139,7 +139,7 @@ def test_a_room_rings_on() -> None:
 
 @pytest.mark.parametrize("kbit_s", [32, 128, 320])
 def test_a_codec_fills_its_bit_rate(kbit_s: int) -> None:
-    file = DISTORTIONS[f"MP3 {kbit_s} kbit/s"](tones(440), np.random.default_rng(0))
+    file = DISTORTIONS[f"MP3 {kbit_s} kbit/s"](tone(440), np.random.default_rng(0))
 
     assert len(file) * 8 / 12 / 1000 == pytest.approx(kbit_s, rel=0.05)
 
