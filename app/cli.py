@@ -273,6 +273,34 @@ def evaluate(
         list[str] | None,
         typer.Option(help="A source made by a music generator, reported apart; may be repeated."),
     ] = None,
+    predictions: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with id and a column a tag: measure these scores instead of running the tagger,"
+            " with the thresholds of its bundle."
+        ),
+    ] = None,
+    rivals: Annotated[
+        Path | None,
+        typer.Option(
+            help="Scores of public taggers (npz with ids, tags, scores): report them on the same clips."
+        ),
+    ] = None,
+    robustness: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Report how the scores of so many clips, drawn at random, bear what happens on the way:"
+            " codecs, rooms, noise, short excerpts.",
+        ),
+    ] = None,
+    not_music: Annotated[
+        Path | None,
+        typer.Option(
+            help="CSV with a row a clip that is no music (id, file, source): report its scores by source,"
+            " and those of noise, tones and near-silence."
+        ),
+    ] = None,
     form: Annotated[TableFormat, typer.Option("--format", help="What to print.")] = TableFormat.TABLE,
     weights: Weights = None,
     device: Device = "auto",
@@ -281,21 +309,34 @@ def evaluate(
 ) -> None:
     """Measure the tagger on labelled clips, with intervals by source. Needs the extra `train`."""
     with _extra("train"):
+        from model.evaluation.not_music import not_music as sounds_of
+        from model.evaluation.not_music import not_music_section, score_kinds
         from model.evaluation.report import (
             check_generated,
             measure,
             metrics_json,
+            read_predictions,
             score_clips,
             terminal_table,
             write_report,
         )
+        from model.evaluation.rivals import read_rivals, rivals_section
+        from model.evaluation.robustness import draw_clips, robustness_section, score_distorted
+    if report is None and (rivals or robustness or not_music):
+        _refuse(
+            "--rivals, --robustness and --not-music are told in the report: name its folder with --report"
+        )
     tagger = _load(weights, device, engine, threads)
-    clips = _clips(manifest, split, tagger.bundle.tags)
+    tags = tagger.bundle.tags
+    clips = _clips(manifest, split, tags)
+    others = _clips(not_music, "all", ()) if not_music else []
     try:
         check_generated(clips, generated or ())
+        opponents = read_rivals(rivals, clips) if rivals else None
+        predicted = read_predictions(predictions, clips, tagger.bundle) if predictions else None
     except ValueError as error:
         _refuse(str(error))
-    evaluation = score_clips(tagger, clips, lambda chosen: _progress(chosen, "Scoring"))
+    evaluation = predicted or score_clips(tagger, clips, lambda chosen: _progress(chosen, "Scoring"))
     for clip, message in evaluation.failures:
         typer.echo(f"{clip.path}: {message}", err=True)
     metrics = measure(evaluation)
@@ -305,7 +346,15 @@ def evaluate(
         title = f"{evaluation.title} on {len(evaluation.clips)} clips ({split})"
         Console(width=None if sys.stdout.isatty() else WIDE).print(terminal_table(metrics, title))
     if report is not None:
-        typer.echo(f"Report: {write_report(evaluation, report, generated or ())}", err=True)
+        sections = rivals_section(evaluation, opponents, _clips(manifest, "all", tags)) if opponents else []
+        if robustness:
+            drawn = draw_clips(clips, robustness)
+            borne = score_distorted(tagger, drawn, lambda chosen: _progress(chosen, "Distorting"))
+            sections += robustness_section(borne)
+        if not_music:
+            scores = score_kinds(tagger, _progress(sounds_of(others), "Scoring what is no music"))
+            sections += not_music_section(tags, scores)
+        typer.echo(f"Report: {write_report(evaluation, report, generated or (), sections)}", err=True)
     raise typer.Exit(1 if evaluation.failures else 0)
 
 

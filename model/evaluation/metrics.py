@@ -208,10 +208,11 @@ def _degenerate(positives: int, clips: int) -> str:
 def _estimate(reason: str, value: Callable[[], float], resampled: Callable[[], Floats]) -> Estimate:
     if reason:
         return Estimate(math.nan, reason=reason)
-    return Estimate(float(value()), *_interval(resampled()))
+    return Estimate(float(value()), *interval(resampled()))
 
 
-def _interval(draws: Floats) -> tuple[float, float]:
+def interval(draws: Floats) -> tuple[float, float]:
+    """95% percentile interval of resampled values [R]; nan where too few are defined."""
     usable = draws[~np.isnan(draws)]
     if len(usable) == 0 or len(usable) < MIN_USABLE_RESAMPLES * len(draws):
         return math.nan, math.nan

@@ -15,12 +15,14 @@ DPI = 120
 PANEL_IN = 3.2
 BAR_IN = 0.2
 CURVE = "#2b6cb0"
-CHANCE = "#a0aec0"
+BAR = "#90cdf4"
+CHANCE = "#718096"
+TICKS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def plot_roc(tags: Sequence[str], labels: Floats, scores: Floats, path: Path) -> None:
     """Draw a ROC curve a tag; labels [N, T] hold nan where unknown, scores [N, T] are in [0, 1]."""
-    figure, axes = _panels(tags, "false positive rate", "true positive rate")
+    figure, axes = _panels(tags, "false positive rate", "true positive rate", "dotted: chance")
     for axis, known, score in _known_columns(axes, labels, scores):
         axis.plot([0, 1], [0, 1], linestyle=":", color=CHANCE)
         if _has_both_classes(known):
@@ -31,7 +33,9 @@ def plot_roc(tags: Sequence[str], labels: Floats, scores: Floats, path: Path) ->
 
 def plot_precision_recall(tags: Sequence[str], labels: Floats, scores: Floats, path: Path) -> None:
     """Draw a precision-recall curve a tag, beside chance (the share of clips that have the tag)."""
-    figure, axes = _panels(tags, "recall", "precision")
+    figure, axes = _panels(
+        tags, "recall", "precision", "dotted: chance, the share of clips that have the tag"
+    )
     for axis, known, score in _known_columns(axes, labels, scores):
         if _has_both_classes(known):
             precision, recall, _ = precision_recall_curve(known, score)
@@ -42,7 +46,12 @@ def plot_precision_recall(tags: Sequence[str], labels: Floats, scores: Floats, p
 
 def plot_reliability(tags: Sequence[str], labels: Floats, scores: Floats, path: Path) -> None:
     """Draw what share of clips has the tag against the mean score of their bin; a dot's area is its clips."""
-    figure, axes = _panels(tags, "mean score", "share that has the tag")
+    figure, axes = _panels(
+        tags,
+        "mean score",
+        "share that has the tag",
+        "a dot: the clips of a tenth of the scale, its area: how many; dotted: scores as they should be",
+    )
     for axis, known, score in _known_columns(axes, labels, scores):
         bins = calibration_bins(score)
         filled = [bins == number for number in range(CALIBRATION_BINS) if (bins == number).any()]
@@ -51,7 +60,7 @@ def plot_reliability(tags: Sequence[str], labels: Floats, scores: Floats, path: 
         shares = [known[chosen].mean() for chosen in filled]
         sizes = [10 + 400 * chosen.mean() for chosen in filled]
         axis.plot(means, shares, color=CURVE, linewidth=0.8)
-        axis.scatter(means, shares, s=sizes, color=CURVE, alpha=0.6)
+        axis.scatter(means, shares, s=sizes, color=CURVE, alpha=0.6, clip_on=False)
     figure.savefig(path, dpi=DPI)
 
 
@@ -61,24 +70,27 @@ def plot_sources(tags: Sequence[str], right: Mapping[str, NDArray[np.int64]], pa
     `right` maps a source to [T, 2]: how many labels are met, and how many are known.
     """
     names = sorted(right, reverse=True)
-    figure = Figure(figsize=(PANEL_IN * (len(tags) + 1), 1.2 + BAR_IN * len(names)), layout="constrained")
+    figure = Figure(figsize=(PANEL_IN * (len(tags) + 1), 1.0 + BAR_IN * len(names)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(tags), sharey=True))
     for column, (axis, tag) in enumerate(zip(axes, tags, strict=True)):
         met = np.array([right[name][column, 0] for name in names], float)
         known = np.array([right[name][column, 1] for name in names], float)
-        axis.barh(names, np.divide(met, known, out=np.zeros_like(met), where=known > 0), color=CURVE)
-        for row, count in enumerate(known):
-            axis.text(0.02, row, f"{count:.0f}" if count else "no label", fontsize=6, va="center")
-        axis.set(title=tag, xlim=(0, 1), xlabel="labels met (number: known)")
-        axis.tick_params(labelsize=6)
+        axis.barh(names, np.divide(met, known, out=np.zeros_like(met), where=known > 0), color=BAR)
+        for row, (hits, count) in enumerate(zip(met, known, strict=True)):
+            text = f"{hits:.0f} of {count:.0f}" if count else "no label"
+            axis.text(0.02, row, text, fontsize=7, va="center")
+        axis.set(title=tag, xlim=(0, 1), xticks=TICKS, ylim=(-0.6, len(names) - 0.4), xlabel="labels met")
+        axis.tick_params(labelsize=7)
     figure.savefig(path, dpi=DPI)
 
 
-def _panels(tags: Sequence[str], x: str, y: str) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(PANEL_IN * len(tags), PANEL_IN + 0.4), layout="constrained")
+def _panels(tags: Sequence[str], x: str, y: str, note: str) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(PANEL_IN * len(tags), PANEL_IN + 0.2), layout="constrained")
+    figure.suptitle(note, fontsize=9)
     axes = list(np.atleast_1d(figure.subplots(1, len(tags))))
     for axis, tag in zip(axes, tags, strict=True):
         axis.set(title=tag, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
+        axis.set(xticks=TICKS, yticks=TICKS)
     return figure, axes
 
 

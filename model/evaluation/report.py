@@ -1,4 +1,7 @@
-"""Run a tagger over labelled clips and tell what it is worth: a table, and a Markdown report with plots."""
+"""Run a tagger over labelled clips and tell what it is worth: a table, and a Markdown report with plots.
+
+The report's sections about rivals, robustness and what is no music are made by modules of their own.
+"""
 
 import csv
 import json
@@ -13,10 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from model.audio import AudioError
+from model.bundle import Bundle
 from model.evaluation.metrics import RESAMPLES, Floats, TagMetrics, plain, tag_metrics
 from model.evaluation.plots import plot_precision_recall, plot_reliability, plot_roc, plot_sources
 from model.tagger import Tagger
-from model.training.corpus import Clip
+from model.training.corpus import Clip, ManifestError
 
 WORST = 30
 EVIDENCE = {
@@ -44,8 +48,7 @@ class Evaluation:
     @property
     def labels(self) -> Floats:
         """1, 0, or nan where unknown, [N, T]."""
-        rows = [[np.nan if label is None else label for label in clip.labels] for clip in self.clips]
-        return np.array(rows, np.float64).reshape(len(self.clips), len(self.tags))
+        return label_array(self.clips, len(self.tags))
 
     @property
     def evidence(self) -> NDArray[np.str_]:
@@ -58,6 +61,12 @@ class Evaluation:
     def sources(self) -> NDArray[np.str_]:
         """The source of each clip, [N]."""
         return np.array([clip.source for clip in self.clips], np.str_)
+
+
+def label_array(clips: Sequence[Clip], tags: int) -> Floats:
+    """The clips' labels, nan where unknown: [len(clips), tags]."""
+    rows = [[np.nan if label is None else label for label in clip.labels] for clip in clips]
+    return np.array(rows, np.float64).reshape(len(clips), tags)
 
 
 def check_generated(clips: Sequence[Clip], generated: Sequence[str]) -> None:
@@ -93,11 +102,64 @@ def score_clips(tagger: Tagger, clips: Sequence[Clip], progress: Progress = iter
         scored.append(clip)
         rows.append([scores[tag] for tag in tagger.bundle.tags])
     bundle = tagger.bundle
+    return _evaluation(bundle, scored, rows, f"{bundle.name} {bundle.version}", failures)
+
+
+def read_predictions(path: Path, clips: Sequence[Clip], bundle: Bundle) -> Evaluation:
+    """Take the scores from a CSV instead of running a tagger: `id` and a column a tag, in [0, 1].
+
+    Rows of other clips, and other columns, are ignored. The thresholds are the bundle's.
+
+    Raises:
+        ManifestError: the file cannot be read, lacks a column or a clip, names one twice, or holds a score
+            that is no number in [0, 1].
+    """
+    try:
+        with path.open(newline="", encoding="utf-8") as handle:
+            reader = csv.DictReader(handle)
+            missing = [name for name in ("id", *bundle.tags) if name not in (reader.fieldnames or ())]
+            if missing:
+                raise ManifestError(f"{path}: no column {', '.join(missing)}; write id and a column a tag")
+            lines = dict(enumerate(reader, start=2))
+    except OSError as error:
+        raise ManifestError(f"{path}: cannot be read ({error.strerror}); give the path of a CSV") from error
+    scores: dict[str, list[float]] = {}
+    for line, row in lines.items():
+        if row["id"] in scores:
+            raise ManifestError(f"{path}:{line}: the id {row['id']!r} stands twice; keep one row a clip")
+        scores[row["id"]] = [_probability(path, line, tag, row[tag]) for tag in bundle.tags]
+    lacking = [clip.id for clip in clips if clip.id not in scores]
+    if lacking:
+        raise ManifestError(
+            f"{path}: no row for {len(lacking)} of {len(clips)} clips ({', '.join(lacking[:3])}); "
+            "predict them too, or choose other rows with --split"
+        )
+    rows = [scores[clip.id] for clip in clips]
+    return _evaluation(bundle, clips, rows, title=path.name)
+
+
+def _probability(path: Path, line: int, tag: str, text: str | None) -> float:
+    try:
+        value = float(text or "")
+    except ValueError:
+        value = math.nan
+    if not 0.0 <= value <= 1.0:
+        raise ManifestError(f"{path}:{line}: {tag} is {text!r}; write a score from 0 to 1")
+    return value
+
+
+def _evaluation(
+    bundle: Bundle,
+    clips: Sequence[Clip],
+    rows: Sequence[Sequence[float]],
+    title: str,
+    failures: Sequence[tuple[Clip, str]] = (),
+) -> Evaluation:
     return Evaluation(
-        title=f"{bundle.name} {bundle.version}",
+        title=title,
         tags=bundle.tags,
         thresholds=tuple(bundle.thresholds[tag] for tag in bundle.tags),
-        clips=tuple(scored),
+        clips=tuple(clips),
         scores=np.array(rows, np.float64).reshape(len(rows), len(bundle.tags)),
         failures=tuple(failures),
     )
@@ -141,13 +203,16 @@ def metrics_json(metrics: Sequence[TagMetrics]) -> str:
     return json.dumps([plain(item) for item in metrics], indent=2)
 
 
-def write_report(evaluation: Evaluation, folder: Path, generated: Sequence[str] = ()) -> Path:
+def write_report(
+    evaluation: Evaluation, folder: Path, generated: Sequence[str] = (), sections: Sequence[str] = ()
+) -> Path:
     """Write `report.md`, its plots and `scores.csv` into a folder, made if missing; return the report's path.
 
     Args:
         evaluation: what was scored.
         folder: where to write; files of an earlier report are replaced.
         generated: sources whose clips a music generator made; told apart if any is named.
+        sections: lines of further sections, put before those about single sources and clips.
     """
     folder.mkdir(parents=True, exist_ok=True)
     labels, scores, right = evaluation.labels, evaluation.scores, labels_met(evaluation)
@@ -156,16 +221,17 @@ def write_report(evaluation: Evaluation, folder: Path, generated: Sequence[str] 
     plot_reliability(evaluation.tags, labels, scores, folder / "reliability.png")
     plot_sources(evaluation.tags, right, folder / "sources.png")
     _write_scores(evaluation, folder / "scores.csv")
-    sections = [
+    lines = [
         *_overview(evaluation),
         *_by_evidence(evaluation),
         *(_by_origin(evaluation, generated) if generated else ()),
+        *sections,
         *_by_source(evaluation, right),
         *_worst(evaluation),
         *_failures(evaluation),
     ]
     report = folder / "report.md"
-    report.write_text("\n".join(sections) + "\n", encoding="utf-8")
+    report.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return report
 
 
@@ -197,7 +263,8 @@ def _metric_rows(metrics: Sequence[TagMetrics]) -> list[tuple[str, ...]]:
     ]
 
 
-def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table; every row has as many cells as the header."""
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
@@ -213,7 +280,7 @@ def _overview(evaluation: Evaluation) -> list[str]:
         "chance is what random scores reach as average precision;",
         "ECE is the expected calibration error over ten bins.",
         "",
-        *_markdown_table(HEADER, _metric_rows(metrics)),
+        *markdown_table(HEADER, _metric_rows(metrics)),
         "",
         f"Mean over the tags: ROC-AUC {_mean(item.roc_auc.value for item in metrics)}, "
         f"average precision {_mean(item.average_precision.value for item in metrics)}.",
@@ -238,7 +305,7 @@ def _by_evidence(evaluation: Evaluation) -> list[str]:
                 "",
                 f"### {name}",
                 "",
-                *_markdown_table(HEADER, _metric_rows(measure(evaluation, keep))),
+                *markdown_table(HEADER, _metric_rows(measure(evaluation, keep))),
             ]
     return lines if len(lines) > 2 else []
 
@@ -247,8 +314,32 @@ def _by_origin(evaluation: Evaluation, generated: Sequence[str]) -> list[str]:
     of_generator = np.isin(evaluation.sources, generated)[:, None]
     lines = ["", "## Human and generated", "", f"Generated: {', '.join(sorted(generated))}."]
     for name, keep in (("human", ~of_generator), ("generated", of_generator)):
-        lines += ["", f"### {name}", "", *_markdown_table(HEADER, _metric_rows(measure(evaluation, keep)))]
-    return lines
+        lines += ["", f"### {name}", "", *markdown_table(HEADER, _metric_rows(measure(evaluation, keep)))]
+    return [*lines, *_by_generator(evaluation, generated)]
+
+
+def _by_generator(evaluation: Evaluation, generated: Sequence[str]) -> list[str]:
+    """A row a generator; a single source gives no interval."""
+    rows = []
+    for source in sorted(generated):
+        of_source = (evaluation.sources == source)[:, None]
+        metrics = measure(evaluation, of_source, resamples=0)
+        rows.append((source, str(int(of_source.sum())), *(_both(item) for item in metrics)))
+    return [
+        "",
+        "### each generator",
+        "",
+        "ROC-AUC / average precision (yes / no).",
+        "",
+        *markdown_table(("generator", "clips", *evaluation.tags), rows),
+    ]
+
+
+def _both(item: TagMetrics) -> str:
+    counts = f"({item.positives} / {item.negatives})"
+    if item.roc_auc.reason:
+        return f"n/a {counts}"
+    return f"{item.roc_auc} / {item.average_precision} {counts}"
 
 
 def _by_source(evaluation: Evaluation, right: dict[str, NDArray[np.int64]]) -> list[str]:
@@ -266,7 +357,7 @@ def _by_source(evaluation: Evaluation, right: dict[str, NDArray[np.int64]]) -> l
         "",
         "Labels that the thresholded scores meet, of those that are known.",
         "",
-        *_markdown_table(("source", "clips", *evaluation.tags), rows),
+        *markdown_table(("source", "clips", *evaluation.tags), rows),
         "",
         "![By source](sources.png)",
     ]
@@ -292,7 +383,7 @@ def _worst(evaluation: Evaluation) -> list[str]:
                 clip.source,
             )
         )
-    table = _markdown_table(("tag", "label", "score", "evidence", "clip", "source"), rows)
+    table = markdown_table(("tag", "label", "score", "evidence", "clip", "source"), rows)
     return ["", f"## The {len(rows)} worst mistakes", "", *table]
 
 
@@ -300,7 +391,7 @@ def _failures(evaluation: Evaluation) -> list[str]:
     if not evaluation.failures:
         return []
     rows = [(clip.id, clip.source, message) for clip, message in evaluation.failures]
-    return ["", "## Clips that could not be read", "", *_markdown_table(("clip", "source", "why"), rows)]
+    return ["", "## Clips that could not be read", "", *markdown_table(("clip", "source", "why"), rows)]
 
 
 def _write_scores(evaluation: Evaluation, path: Path) -> None:

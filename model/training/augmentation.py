@@ -1,8 +1,12 @@
-"""Augmentation towards what people upload: on mono audio [T] at 16 kHz, from a seeded generator."""
+"""Augmentation towards what people upload: on mono audio [T] at 16 kHz, from a seeded generator.
+
+What is drawn (`gain`, `equalise`, ...) stands apart from what is done (`amplify`, `shape_spectrum`, ...), so
+that `model/evaluation/robustness.py` measures the very distortions that training draws from.
+"""
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final, cast
 
@@ -27,56 +31,113 @@ CODECS: Final = (
 """(container, encoder, bit rates in kbit/s for mono)."""
 
 
-def gain(samples: Samples, rng: Generator) -> Samples:
-    """-24 to +6 dB; what then leaves [-1, 1] is clipped, as a careless recording is."""
-    louder: Samples = np.clip(samples * np.float32(10 ** (rng.uniform(-24.0, 6.0) / 20)), -1.0, 1.0)
+def amplify(samples: Samples, decibels: float) -> Samples:
+    """Louder or, below 0 dB, quieter; what then leaves [-1, 1] is clipped, as a careless recording is."""
+    louder: Samples = np.clip(samples * np.float32(10 ** (decibels / 20)), -1.0, 1.0)
     return louder
 
 
-def equaliser(hertz: NDArray[np.float64], rng: Generator) -> NDArray[np.float64]:
-    """Decibels at [N] frequencies: a smooth curve, at times with the edges of a small speaker."""
+def gain(samples: Samples, rng: Generator) -> Samples:
+    """-24 to +6 dB."""
+    return amplify(samples, rng.uniform(-24.0, 6.0))
+
+
+Octaves = Sequence[float] | NDArray[np.float64]
+"""Decibels [9] at 31.25, 62.5, ... 8000 Hz."""
+
+
+def response_db(
+    hertz: NDArray[np.float64], octaves_db: Octaves, band_hz: tuple[float, float] | None = None
+) -> NDArray[np.float64]:
+    """Decibels at [N] frequencies: between the octaves a line over their logarithm.
+
+    Outside `band_hz` the level falls by 24 dB an octave below, and by 48 dB an octave above.
+    """
     octaves = np.log2(np.maximum(hertz, 31.25) / 31.25)
-    decibels = np.interp(octaves, np.arange(9), rng.normal(0.0, 4.0, 9).clip(-12.0, 12.0))
-    if rng.random() < 0.3:
-        low, high = rng.uniform(40.0, 400.0), rng.uniform(2500.0, 7500.0)
+    decibels = np.interp(octaves, np.arange(9), octaves_db)
+    if band_hz is not None:
+        low, high = band_hz
         decibels -= 24.0 * np.maximum(0.0, np.log2(low / np.maximum(hertz, 1.0)))
         decibels -= 48.0 * np.maximum(0.0, np.log2(np.maximum(hertz, 1.0) / high))
     return decibels
 
 
-def equalise(samples: Samples, rng: Generator) -> Samples:
-    """A random `equaliser`."""
+def draw_response(rng: Generator) -> tuple[Octaves, tuple[float, float] | None]:
+    """What `response_db` takes: a smooth curve, at times with the edges of a telephone or small speaker."""
+    octaves_db = rng.normal(0.0, 4.0, 9).clip(-12.0, 12.0)
+    if rng.random() < 0.3:
+        return octaves_db, (rng.uniform(40.0, 400.0), rng.uniform(2500.0, 7500.0))
+    return octaves_db, None
+
+
+def shape_spectrum(
+    samples: Samples, octaves_db: Octaves, band_hz: tuple[float, float] | None = None
+) -> Samples:
+    """Equalise by `response_db`."""
     spectrum = scipy.fft.rfft(samples)
-    decibels = equaliser(np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(spectrum)), rng)
+    decibels = response_db(np.linspace(0.0, SAMPLE_RATE_HZ / 2, len(spectrum)), octaves_db, band_hz)
     return scipy.fft.irfft(spectrum * 10 ** (decibels / 20), len(samples)).astype(np.float32)
 
 
-def room(samples: Samples, rng: Generator) -> Samples:
-    """Noise that decays within 0.1 to 0.8 s as an impulse response, mixed to the dry signal."""
-    length = int(rng.uniform(0.1, 0.8) * SAMPLE_RATE_HZ)
+def equalise(samples: Samples, rng: Generator) -> Samples:
+    """Through a response that is drawn."""
+    return shape_spectrum(samples, *draw_response(rng))
+
+
+def decaying_noise(seconds: float, rng: Generator) -> NDArray[np.float64]:
+    """An impulse response of energy 1: noise that falls by 60 dB within so many seconds."""
+    length = int(seconds * SAMPLE_RATE_HZ)
     response = rng.standard_normal(length) * np.exp(-6.9 * np.arange(length) / length)
-    response *= rng.uniform(0.1, 0.7) / np.sqrt(np.sum(response**2))
+    unit: NDArray[np.float64] = response / np.sqrt(np.sum(response**2))
+    return unit
+
+
+def reverberate(samples: Samples, response: NDArray[np.float64], wet: float) -> Samples:
+    """Add to the dry signal what `wet` times the impulse response [R] makes of it."""
+    response = wet * response
     response[0] += 1.0
-    size = scipy.fft.next_fast_len(len(samples) + length, real=True)
+    size = scipy.fft.next_fast_len(len(samples) + len(response), real=True)
     spectrum = scipy.fft.rfft(samples, size) * scipy.fft.rfft(response.astype(np.float32), size)
     return scipy.fft.irfft(spectrum, size)[: len(samples)].astype(np.float32)
 
 
-def speed(samples: Samples, rng: Generator) -> Samples:
-    """Pitch and tempo together by up to 5%, as a turntable does; the end is repeated or cut."""
-    factor = rng.uniform(0.95, 1.05)
+def room(samples: Samples, rng: Generator) -> Samples:
+    """Noise that decays within 0.1 to 0.8 s as an impulse response, mixed to the dry signal."""
+    response = decaying_noise(rng.uniform(0.1, 0.8), rng)
+    return reverberate(samples, response, rng.uniform(0.1, 0.7))
+
+
+def change_speed(samples: Samples, factor: float) -> Samples:
+    """Pitch and tempo together, as a turntable does: [T] -> about [T / factor]."""
     positions = np.arange(0.0, len(samples) - 1, factor)
-    return np.resize(np.interp(positions, np.arange(len(samples)), samples).astype(np.float32), len(samples))
+    changed: Samples = np.interp(positions, np.arange(len(samples)), samples).astype(np.float32)
+    return changed
+
+
+def speed(samples: Samples, rng: Generator) -> Samples:
+    """`change_speed` by up to 5%; the end is repeated or cut."""
+    return np.resize(change_speed(samples, rng.uniform(0.95, 1.05)), len(samples))
+
+
+def colour(white: Samples, exponent: float) -> Samples:
+    """White noise [T] -> its amplitude over the frequency to this power: 0 white, 0.5 pink, 1 brown."""
+    spectrum = scipy.fft.rfft(white)
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** exponent
+    coloured: Samples = scipy.fft.irfft(spectrum, len(white))
+    return coloured
+
+
+def add_under(samples: Samples, other: Samples, decibels: float) -> Samples:
+    """Add `other` [T], so many dB under the signal in power."""
+    level = np.sqrt(np.mean(samples**2)) * 10 ** (-decibels / 20)
+    mixed: Samples = (samples + other * level / np.sqrt(np.mean(other**2))).astype(np.float32)
+    return mixed
 
 
 def noise(samples: Samples, rng: Generator) -> Samples:
     """White to brown noise, 5 to 40 dB under the signal."""
-    spectrum = scipy.fft.rfft(rng.standard_normal(len(samples), np.float32))
-    spectrum[1:] /= np.arange(1, len(spectrum)) ** rng.uniform(0.0, 1.0)
-    hiss = scipy.fft.irfft(spectrum, len(samples))
-    level = np.sqrt(np.mean(samples**2)) * 10 ** (-rng.uniform(5.0, 40.0) / 20)
-    noisy: Samples = (samples + hiss * level / np.sqrt(np.mean(hiss**2))).astype(np.float32)
-    return noisy
+    white = rng.standard_normal(len(samples), np.float32)
+    return add_under(samples, colour(white, rng.uniform(0.0, 1.0)), rng.uniform(5.0, 40.0))
 
 
 def saturate(samples: Samples, rng: Generator) -> Samples:
@@ -105,13 +166,15 @@ def codec(samples: Samples, rng: Generator) -> Samples:
     return np.resize(decoded, len(samples))
 
 
-def encode(samples: Samples, container: str, encoder: str, kbit_s: int) -> bytes:
-    """[T] mono float32 at 16 kHz -> the bytes of a file."""
+def encode(
+    samples: Samples, container: str, encoder: str, kbit_s: int, rate_hz: int = SAMPLE_RATE_HZ
+) -> bytes:
+    """[T] mono float32 at 16 kHz -> the bytes of a file, of audio resampled to `rate_hz`."""
     sink = io.BytesIO()
     with av.open(sink, "w", format=container) as output:
-        stream = cast("av.AudioStream", output.add_stream(encoder, rate=SAMPLE_RATE_HZ, layout="mono"))
+        stream = cast("av.AudioStream", output.add_stream(encoder, rate=rate_hz, layout="mono"))
         stream.bit_rate = kbit_s * 1000
-        resampler = av.AudioResampler(stream.format, "mono", SAMPLE_RATE_HZ, stream.frame_size or 1024)
+        resampler = av.AudioResampler(stream.format, "mono", rate_hz, stream.frame_size or 1024)
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
         frame.sample_rate = SAMPLE_RATE_HZ
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
@@ -155,7 +218,7 @@ def band_curve(rng: Generator) -> NDArray[np.float32]:
     """Decibels by mel band [96]: a gain of -24 to +6 dB, and every other time an equaliser."""
     curve = np.full(N_MELS, rng.uniform(-24.0, 6.0) if rng.random() < 0.7 else 0.0)
     if rng.random() < 0.5:
-        curve += equaliser(mel_centres_hz(), rng)
+        curve += response_db(mel_centres_hz(), *draw_response(rng))
     return curve.astype(np.float32)
 
 

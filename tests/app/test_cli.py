@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -259,6 +260,46 @@ def test_evaluate_writes_the_report(manifest: Path, tmp_path: Path) -> None:
     assert len((tmp_path / "out" / "scores.csv").read_text().splitlines()) == 5
 
 
+def test_evaluate_adds_the_sections_that_were_asked_for(manifest: Path, tmp_path: Path) -> None:
+    ids = np.array(["0", "1", "2", "3"])
+    words = np.array(["mtt/vocal", "mtt/dance"])
+    np.savez(tmp_path / "soft.npz", ids=ids, tags=words, scores=np.full((4, 2), 0.5))
+    (tmp_path / "not_music.csv").write_text("id,file,source\nspeech-0,0.wav,speech\n")
+    asked: list[str | Path] = [
+        "--rivals",
+        tmp_path / "soft.npz",
+        "--robustness",
+        "1",
+        "--not-music",
+        tmp_path / "not_music.csv",
+    ]
+
+    result = run("evaluate", "--manifest", manifest, "--device", "cpu", "--report", tmp_path / "out", *asked)
+
+    assert result.exit_code == 0
+    report = (tmp_path / "out" / "report.md").read_text()
+    assert {"Beside public taggers", "Robustness", "No music"} <= set(re.findall(r"^## (.*)$", report, re.M))
+    assert "| best of mtt | vocal | 0.500" in report
+    assert "\n1 clips, drawn at random." in report
+    assert "| speech | 1 | vocal |" in report
+
+
+def test_evaluate_takes_predictions_made_elsewhere(manifest: Path, tmp_path: Path) -> None:
+    for clip in tmp_path.glob("*.wav"):
+        clip.unlink()
+    rows = "".join(
+        f"{name},0,{vocal},0,0,0\n" for name, vocal in (("0", 0.9), ("1", 0.1), ("2", 0.7), ("3", 0))
+    )
+    (tmp_path / "predictions.csv").write_text(f"id,fold,{','.join(TAGS)}\n{rows}")
+
+    result = run(
+        "evaluate", "--manifest", manifest, "--predictions", tmp_path / "predictions.csv", "--format", "json"
+    )
+
+    vocal, *_ = json.loads(result.stdout)
+    assert [result.exit_code, vocal["positives"], vocal["roc_auc"]["value"]] == [0, 2, 1.0]
+
+
 def test_evaluate_tells_which_clip_it_could_not_read(manifest: Path) -> None:
     manifest.with_name("1.wav").write_bytes(b"")
 
@@ -275,6 +316,10 @@ def test_evaluate_tells_which_clip_it_could_not_read(manifest: Path) -> None:
         (["--manifest", "nowhere.csv"], "nowhere.csv"),
         (["--split", "test"], "choose one of: val, all"),
         (["--generated", "w"], "no clip has the source w"),
+        (["--predictions", "nowhere.csv"], "nowhere.csv: cannot be read"),
+        (["--rivals", "nowhere.npz", "--report", "out"], "nowhere.npz: cannot be read"),
+        (["--not-music", "nowhere.csv", "--report", "out"], "nowhere.csv: cannot be read"),
+        (["--robustness", "3"], "name its folder with --report"),
     ],
 )
 def test_evaluate_refuses_what_it_cannot_do(manifest: Path, arguments: list[str], told: str) -> None:

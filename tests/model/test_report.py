@@ -1,0 +1,77 @@
+"""The report's own parts: predictions made elsewhere, and each generator apart."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.bundle import Bundle, load_bundle
+from model.evaluation.report import Evaluation, read_predictions, write_report
+from model.training.corpus import Clip, ManifestError
+
+HEADER = "id,fold,vocal,dance,soundtrack,pop"
+
+
+def clip(name: str, source: str = "s", label: float | None = None) -> Clip:
+    return Clip(name, Path("none"), "val", True, source, (label,), ("",))
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    return load_bundle()[0]
+
+
+def write(folder: Path, *lines: str) -> Path:
+    path = folder / "predictions.csv"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_predictions_follow_the_clips_whatever_the_order_of_the_rows(tmp_path: Path, bundle: Bundle) -> None:
+    path = write(tmp_path, HEADER, "b,1,0.5,0.6,0.7,0.8", "other,0,0,0,0,0", "a,0,0.1,0.2,0.3,1")
+
+    evaluation = read_predictions(path, [clip("a"), clip("b")], bundle)
+
+    assert evaluation.scores.tolist() == [[0.1, 0.2, 0.3, 1.0], [0.5, 0.6, 0.7, 0.8]]
+    assert evaluation.tags == bundle.tags
+    assert evaluation.thresholds == tuple(bundle.thresholds[tag] for tag in bundle.tags)
+    assert evaluation.title == "predictions.csv"
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        (["id,vocal,dance,soundtrack", "a,0,0,0"], "no column pop"),
+        (["name,vocal,dance,soundtrack,pop", "a,0,0,0,0"], "no column id"),
+        ([HEADER, "b,0,0,0,0,0"], r"no row for 1 of 1 clips \(a\)"),
+        ([HEADER, "a,0,0,0,0,0", "a,1,0,0,0,0"], r"predictions\.csv:3: the id 'a' stands twice"),
+        ([HEADER, "a,0,0,0,0,1.5"], r"predictions\.csv:2: pop is '1.5'"),
+        ([HEADER, "a,0,0,0,0,"], "pop is ''"),
+        ([HEADER, "a,0,0,0"], "soundtrack is None"),
+        ([HEADER, "a,0,nan,0,0,0"], "vocal is 'nan'"),
+    ],
+)
+def test_predictions_that_do_not_fit_say_why(
+    tmp_path: Path, bundle: Bundle, lines: list[str], told: str
+) -> None:
+    path = write(tmp_path, *lines)
+
+    with pytest.raises(ManifestError, match=told):
+        read_predictions(path, [clip("a")], bundle)
+
+
+def test_missing_predictions_are_named(tmp_path: Path, bundle: Bundle) -> None:
+    with pytest.raises(ManifestError, match=r"nowhere\.csv: cannot be read"):
+        read_predictions(tmp_path / "nowhere.csv", [], bundle)
+
+
+def test_each_generator_has_a_row(tmp_path: Path) -> None:
+    # Of the first generator both classes are known and ranked right, of the second one class only.
+    clips = (clip("a", "one", 1.0), clip("b", "one", 0.0), clip("c", "two", 1.0), clip("d", "human", 0.0))
+    scores = np.array([[0.9], [0.2], [0.1], [0.8]])
+    evaluation = Evaluation("ours", ("vocal",), (0.5,), clips, scores)
+
+    report = write_report(evaluation, tmp_path, ["two", "one"], ["", "## More"]).read_text()
+
+    assert "| one | 2 | 1.000 / 1.000 (1 / 1) |\n| two | 1 | n/a (1 / 0) |" in report
+    assert report.index("### each generator") < report.index("## More") < report.index("## By source")
