@@ -8,7 +8,7 @@ of those by mean ROC-AUC is what is kept.
 import csv
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -45,10 +45,12 @@ class TrainSettings:
     """Everything that a run depends on."""
 
     manifests: tuple[Path, ...]
-    """Manifests of clips (see `corpus`); rows of split `val` choose and calibrate, and never train."""
+    """Manifests of clips (see `corpus`): rows of split `train` train, those of `val` choose and calibrate."""
     out: Path
     """Folder of the run: caches, checkpoint, log, curves, and the bundle in `bundle/`."""
     tags: tuple[str, ...] = TAGS
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """What a tag means, as the service tells it; a tag that is not named has the shipped meaning, or none."""
     soft_labels: Path | None = None
     """Scores of other taggers for whole clips (npz with `ids`, `scores`), to distil from."""
     teachers: Path | None = None
@@ -65,7 +67,7 @@ class TrainSettings:
     distillation: float = 1.0
     """Weight of the distillation loss beside the tags' binary cross-entropy."""
     average: float = 0.998
-    """Decay of the moving average of the weights, a step."""
+    """Decay of the moving average of the weights, a step; less in a run of fewer than 3000 (see `_decay`)."""
     evaluate_every: int = 500
     seed: int = 1
     device: str = "auto"
@@ -143,7 +145,7 @@ def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path
     device = choose_device(settings.device)
     material = prepare(settings)
     val = np.array([clip.split == "val" for clip in material.clips])
-    learn = material.select(~val & usable(material, settings))
+    learn = material.select(usable(material, settings))
     held_out = material.select(val & ~np.isnan(material.labels).all(1))
     _check(settings, learn, held_out)
     student = Student(new_network(settings), nn.Linear(settings.network.hidden, learn.soft.shape[2]))
@@ -168,8 +170,10 @@ def prepare(settings: TrainSettings) -> Material:
 
 
 def usable(material: Material, settings: TrainSettings) -> NDArray[np.bool_]:
-    """[N]: whether a clip may train."""
-    return np.array([clip.train_ok or not settings.train_ok_only for clip in material.clips])
+    """[N]: whether a clip may train; those of any split but `train` never do."""
+    return np.array(
+        [clip.split == "train" and (clip.train_ok or not settings.train_ok_only) for clip in material.clips]
+    )
 
 
 def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None:
@@ -229,7 +233,7 @@ def descend(
     optimiser = torch.optim.AdamW(student.parameters(settings), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings.steps))
     average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.average), use_buffers=True
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(_decay(settings)), use_buffers=True
     )
     state = {
         "network": network,
@@ -291,6 +295,11 @@ def _rate(step: int, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _decay(settings: TrainSettings) -> float:
+    """Of the weights' average: a short run must forget its random start, so a sixth of it is averaged."""
+    return min(settings.average, max(0.0, 1 - 6 / settings.steps))
 
 
 def _save(path: Path, state: dict[str, Any], step: int, best_auc: float, best: dict[str, Tensor]) -> None:
@@ -373,7 +382,7 @@ def write_bundle(
         thresholds=thresholds,
         network=network.config,
         calibration=calibration,
-        meanings={tag: MEANINGS.get(tag, "") for tag in settings.tags},
+        meanings={tag: {**MEANINGS, **settings.meanings}.get(tag, "") for tag in settings.tags},
         metrics=metrics,
         training_data=_sources(material, settings),
     )
@@ -384,7 +393,7 @@ def write_bundle(
 
 def _sources(material: Material, settings: TrainSettings) -> list[dict[str, Any]]:
     """What trained the network: clips a source, the largest first."""
-    used = [clip.source for clip in material.select(usable(material, settings)).clips if clip.split != "val"]
+    used = [clip.source for clip in material.select(usable(material, settings)).clips]
     return [
         {"source": source, "clips": used.count(source)}
         for source in sorted(set(used), key=lambda s: (-used.count(s), s))
