@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typer.testing import CliRunner, Result
 from app.cli import cli
 from model.bundle import load_bundle
 from model.tags import MEANINGS
+from model.tags import TAGS as SHIPPED_TAGS
 from tests.app.browser import Tab, chromium, new_tab
 from tests.app.service import Process, server_process
 from tests.styles import TAGS, write_collection
@@ -191,6 +193,63 @@ def test_train_refuses_tags_that_cannot_be(manifest: Path, arguments: list[str],
 
     assert result.exit_code == 2
     assert told in result.stderr
+
+
+@pytest.fixture(scope="module")
+def jamendo(tmp_path_factory: pytest.TempPathFactory, manifest: Path) -> Path:
+    """A small copy of MTG-Jamendo's layout, with sound; one track of it is missing."""
+    clone = tmp_path_factory.mktemp("mtg-jamendo-dataset")
+    splits = clone / "data" / "splits" / "split-0"
+    splits.mkdir(parents=True)
+    sounds = sorted(manifest.parent.glob("album-00/*.wav"))
+    kinds = (
+        "genre---pop\tgenre---dance\tinstrument---voice",
+        "genre---soundtrack\tinstrument---piano",
+        "genre---rock",
+    )
+    for number, split in enumerate(("train", "validation", "test")):
+        rows = ["TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS"]
+        for index, tags in enumerate(kinds):
+            track = 10 * number + index + 100
+            path = f"{track % 100:02}/{track}.mp3"
+            rows.append(f"track_{track:07}\tartist_{number:06}\talbum_{number:06}\t{path}\t3.0\t{tags}")
+            if track != 102:
+                (clone / "audio" / path).parent.mkdir(parents=True)
+                shutil.copy(sounds[index], clone / "audio" / path)
+        (splits / f"autotagging-{split}.tsv").write_text("\n".join(rows) + "\n")
+    return clone
+
+
+def test_train_takes_mtg_jamendo_as_it_lies(jamendo: Path, tmp_path: Path) -> None:
+    result = run(
+        *("train", "--mtg-jamendo", jamendo, "--out", tmp_path / "run"),
+        *("--steps", "1", "--batch", "2", "--device", "cpu"),
+    )
+
+    assert result.exit_code == 0, result.output
+    assert "MTG-Jamendo: 8 clips; 1 left out" in result.stderr
+    bundle, _ = load_bundle(tmp_path / "run" / "bundle")
+    assert bundle.tags == SHIPPED_TAGS
+    assert bundle.training_data == [{"source": "artist_000000", "clips": 2}]
+
+
+def test_evaluate_takes_mtg_jamendo_s_test_split(jamendo: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.csv"
+
+    written = run("mtg-jamendo", jamendo, "--out", manifest)
+    result = run("evaluate", "--manifest", manifest, "--split", "test", "--device", "cpu", "--format", "json")
+
+    assert written.stdout == f"Manifest: {manifest}\n"
+    assert result.exit_code == 0, result.output
+    told = {found["tag"]: (found["positives"], found["negatives"]) for found in json.loads(result.stdout)}
+    assert told == {"vocal": (1, 1), "dance": (1, 2), "soundtrack": (1, 2), "pop": (1, 2)}
+
+
+def test_train_refuses_a_folder_that_is_not_mtg_jamendo(tmp_path: Path) -> None:
+    result = run("train", "--mtg-jamendo", tmp_path, "--out", tmp_path / "run")
+
+    assert result.exit_code == 2
+    assert "give a clone of MTG/mtg-jamendo-dataset" in result.stderr
 
 
 def test_train_asks_for_something_to_learn_from() -> None:
