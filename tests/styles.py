@@ -37,7 +37,8 @@ class Album:
         """All layers of a clip, at a loudness of its own."""
         layers = {"house": self._house, "breakbeat": self._breakbeat, "ambient": self._ambient}
         mix: Samples = np.sum([layers[tag](seconds) for tag in tags], 0)
-        return mix / np.abs(mix).max() * self.rng.uniform(0.3, 0.9)
+        mix *= self.rng.uniform(0.3, 0.9) / np.abs(mix).max()
+        return mix
 
     def _house(self, seconds: float) -> Samples:
         beats = np.arange(0, seconds * self.tempo["house"] / 60)
