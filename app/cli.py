@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
@@ -138,7 +139,7 @@ def tag(
     threshold: Annotated[
         str | None,
         typer.Option(
-            help="From which score a tag is present: 0.5, or vocal:0.6,pop:0.4.",
+            help="From which score a tag is present: 0.5, or TAG:0.6,TAG:0.4.",
             show_default="the model's own",
         ),
     ] = None,
@@ -170,15 +171,31 @@ def tag(
 @cli.command()
 def train(
     manifest: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(help="CSV with a row a clip: id, file, source, split, a column a tag; may be repeated."),
-    ],
+    ] = None,
+    mtg_jamendo: Annotated[
+        Path | None,
+        typer.Option(
+            help="Clone of the repository mtg-jamendo-dataset; its clips train whatever their train_ok says."
+        ),
+    ] = None,
+    audio: Annotated[
+        Path | None, typer.Option(help="Folder of MTG-Jamendo's audio.", show_default="DIR/audio")
+    ] = None,
     out: Annotated[
         Path,
         typer.Option(help="Folder of the run: caches, checkpoint, log, curves, and the bundle in bundle/."),
     ] = Path("runs/train"),
     tags: Annotated[
         str | None, typer.Option(help="The tags, as the manifest's columns: house,techno,ambient.")
+    ] = None,
+    meaning: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="TAG=TEXT: what a tag means, for those who read its score; may be repeated.",
+            metavar="TAG=TEXT",
+        ),
     ] = None,
     soft_labels: Annotated[
         Path | None, typer.Option(help="Scores of other taggers (npz) to distil from.")
@@ -246,16 +263,35 @@ def train(
         "seed": seed,
         "train_ok_only": train_ok_only,
         "version": version,
-        "tags": tuple(name.strip() for name in tags.split(",") if name.strip()) if tags else None,
+        "tags": _tags(tags) if tags is not None else None,
     }
+    manifests = list(manifest or ())
+    if mtg_jamendo is not None:
+        manifests.append(_from_mtg_jamendo(mtg_jamendo, audio, out / "mtg-jamendo.csv"))
+        given["train_ok_only"] = bool(train_ok_only)
+    if not manifests:
+        _refuse("nothing to learn from: give --manifest CSV, or --mtg-jamendo DIR")
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    settings = TrainSettings(manifests=tuple(manifest), out=out, device=device, **chosen)
+    settings = TrainSettings(manifests=tuple(manifests), out=out, device=device, **chosen)
+    settings = replace(settings, meanings=_meanings(meaning or (), settings.tags))
     try:
         with _training_progress() as progress:
             result = cross_validate(settings, folds, progress) if folds else run(settings, progress)
     except (ManifestError, TrainingError, DeviceError) as error:
         _refuse(str(error))
     typer.echo(f"{'Predictions' if folds else 'Bundle'}: {result}")
+
+
+@cli.command("mtg-jamendo")
+def mtg_jamendo(
+    folder: Annotated[Path, typer.Argument(help="Clone of the repository mtg-jamendo-dataset.")],
+    out: Annotated[Path, typer.Option(help="The manifest to write.")],
+    audio: Annotated[
+        Path | None, typer.Option(help="Folder of its audio.", show_default="FOLDER/audio")
+    ] = None,
+) -> None:
+    """Write MTG-Jamendo's split 0 as a manifest (splits train, val, test). Needs the extra `train`."""
+    typer.echo(f"Manifest: {_from_mtg_jamendo(folder, audio, out)}")
 
 
 @cli.command()
@@ -391,6 +427,41 @@ def _thresholds(text: str | None, tagger: "Tagger") -> Mapping[str, float]:
         return parse_thresholds(text, tagger.bundle)
     except ProblemError as error:
         _refuse(f"{error.detail} {error.hint}")
+
+
+def _tags(text: str) -> tuple[str, ...]:
+    from model.training.corpus import COLUMNS
+
+    tags = tuple(name.strip() for name in text.split(",") if name.strip())
+    if not tags or len(set(tags)) < len(tags):
+        _refuse(f"--tags {text!r} must name at least one tag, and each once: --tags house,techno")
+    if taken := [tag for tag in tags if tag in COLUMNS]:
+        _refuse(f"{', '.join(taken)}: a column of every manifest; give the tag another name")
+    return tags
+
+
+def _meanings(given: Sequence[str], tags: Sequence[str]) -> dict[str, str]:
+    """Read `TAG=TEXT` of each."""
+    meanings = dict(text.split("=", 1) for text in given if "=" in text)
+    if len(meanings) < len(given) or not set(meanings) <= set(tags):
+        _refuse(f"--meaning takes TAG=TEXT, once a tag; the tags are {', '.join(tags)}")
+    return meanings
+
+
+def _from_mtg_jamendo(folder: Path, audio: Path | None, manifest: Path) -> Path:
+    """Write the manifest, and tell what is in it."""
+    from model.tags import TAGS
+    from model.training.corpus import ManifestError, write_manifest
+    from model.training.mtg_jamendo import read_mtg_jamendo
+
+    audio = audio or folder / "audio"
+    try:
+        clips, missing = read_mtg_jamendo(folder, audio)
+        write_manifest(manifest, clips, TAGS)
+    except ManifestError as error:
+        _refuse(str(error))
+    typer.echo(f"MTG-Jamendo: {len(clips)} clips; {missing} left out, as {audio} lacks them", err=True)
+    return manifest
 
 
 def _walk(path: Path) -> list[Path]:

@@ -20,12 +20,14 @@ from starlette.middleware.cors import CORSMiddleware
 from app import __version__, logs, problems
 from app.admission import Admission, needs_key
 from app.context import RequestContext
+from app.examples import examples_of, threshold_example
 from app.pipeline import Pipeline
 from app.routes import batch, health, huggingface, model, page, tags
 from app.routes import problems as problem_routes
 from app.schemas import LabelRequest, Problem
 from app.settings import Settings
 from app.state import State
+from model.bundle import Bundle
 from model.tagger import Tagger
 
 WATCH_S: Final = 1.0
@@ -67,7 +69,7 @@ def create_app(
     app.include_router(page.router)
     app.mount("/web", page.files)
     _surround(app, state)
-    _describe(app, state.settings)
+    _describe(app, state)
     return app
 
 
@@ -126,8 +128,8 @@ def _surround(app: FastAPI, state: State) -> None:
         )
 
 
-def _describe(app: FastAPI, settings: Settings) -> None:
-    """Complete OpenAPI by what FastAPI cannot know: schemas that no signature names, and the key."""
+def _describe(app: FastAPI, state: State) -> None:
+    """Complete OpenAPI by what FastAPI cannot know: schemas that no signature names, the tags, the key."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
@@ -140,7 +142,11 @@ def _describe(app: FastAPI, settings: Settings) -> None:
             ref_template="#/components/schemas/{model}",
         )
         components.setdefault("schemas", {}).update(schemas["$defs"])
-        if settings.api_keys:
+        if state.loaded:
+            _give_examples(schema, state.loaded.tagger.bundle)
+        else:
+            app.openapi_schema = None  # ask again when it is known which tags there are
+        if state.settings.api_keys:
             components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             for path, operations in schema["paths"].items():
                 for operation in operations.values() if needs_key(path) else ():
@@ -148,3 +154,14 @@ def _describe(app: FastAPI, settings: Settings) -> None:
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _give_examples(schema: dict[str, Any], bundle: Bundle) -> None:
+    """Add what is exemplified with the bundle's own tags."""
+    for name, example in examples_of(bundle).items():
+        schema["components"]["schemas"][name]["examples"] = [example]
+    for operations in schema["paths"].values():
+        for operation in operations.values():
+            for parameter in operation.get("parameters", ()):
+                if parameter["name"] == "threshold":
+                    parameter["schema"]["examples"] = ["0.5", threshold_example(bundle)]

@@ -62,7 +62,7 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         400,
         "The parameters do not fit together",
         "threshold gives both one number for all tags and numbers by tag.",
-        "Give `threshold=0.5`, or `threshold=vocal:0.6,pop:0.4`, and each parameter once.",
+        "Give `threshold=0.5`, or `threshold=TAG:0.6,TAG:0.4`, and each parameter once.",
     ),
     "bad-request": Kind(
         400,
@@ -146,7 +146,7 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
     "bad-parameter": Kind(
         422,
         "A parameter is not valid",
-        "threshold: there is no tag `rock`.",
+        "threshold: `high` is not a number from 0 to 1.",
         "Correct the parameter that the detail names; see /docs.",
     ),
     "queue-full": Kind(429, "The queue is full", "As much work is admitted as the service can hold.", LATER),

@@ -101,7 +101,7 @@ def refuse_repeated(request: Request) -> None:
 
 
 def parse_thresholds(text: str | None, bundle: Bundle) -> Mapping[str, float]:
-    """Read `0.5` or `vocal:0.6,pop:0.4` into one threshold a tag, the bundle's own where none is named.
+    """Read `0.5` or `TAG:0.6,TAG:0.4` into one threshold a tag, the bundle's own where none is named.
 
     Raises ProblemError.
     """

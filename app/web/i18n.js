@@ -42,11 +42,14 @@ const zh = {
   model: "模型 {0} {1}，运行于 {2}", done: "{0}：{1}", nothing: "没有符合的标签",
 };
 
-const zhTags = {
-  vocal: ["人声", "音乐中有人演唱、说唱或吟诵"],
-  dance: ["舞曲", "为跳舞而作：由稳定的节拍推动"],
-  soundtrack: ["配乐", "为影像而作，或听起来如此"],
-  pop: ["流行", "流行歌曲的写法：主歌与副歌，当代制作"],
+const zhTags = { vocal: "人声", dance: "舞曲", soundtrack: "配乐", pop: "流行" };
+
+// By the words that they translate: other words about a tag, of another model, stay as they are.
+const zhMeanings = {
+  "a human voice sings, raps or chants as part of the music (solo, choir, chopped hook)": "音乐中有人演唱、说唱或吟诵",
+  "made to dance to: a steady beat carries it (house, techno, trance, disco, drum and bass, dance-pop, eurobeat)": "为跳舞而作：由稳定的节拍推动",
+  "written as, or sounds as, music to picture: film, series, game, trailer score": "为影像而作，或听起来如此",
+  "popular-song idiom: verse and hook, contemporary production": "流行歌曲的写法：主歌与副歌，当代制作",
 };
 
 // Title and hint by problem.
@@ -99,8 +102,9 @@ export function say(name, ...values) {
   return text.replace(/\{(\d)\}/g, (_, index) => values[index]);
 }
 
-export const tagName = (tag) => (language === "zh" && zhTags[tag]?.[0]) || tag;
-export const tagMeaning = (tag, meaning) => (language === "zh" && zhTags[tag]?.[1]) || meaning;
+const translated = (words, dictionary) => (language === "zh" && Object.hasOwn(dictionary, words) ? dictionary[words] : words);
+export const tagName = (tag) => translated(tag, zhTags);
+export const tagMeaning = (meaning) => translated(meaning, zhMeanings);
 
 export function sayProblem(problem) {
   const [title, hint] = (language === "zh" && zhProblems[problem.slug]) || [problem.title, problem.hint];

@@ -172,7 +172,7 @@ function scoreRow({ tag: name, score, present, threshold }, index) {
   row.dataset.tag = name;
   const meaning = model?.tags.find((known) => known.tag === name)?.meaning ?? "";
   const label = part("span", `tag-name c${index % 6}`, tagName(name));
-  label.title = tagMeaning(name, meaning);
+  label.title = tagMeaning(meaning);
   const bar = part("span", `bar c${index % 6}`);
   const fill = part("i");
   const mark = part("b");

@@ -67,11 +67,11 @@ def ablate(base: TrainSettings) -> list[str]:
 
 
 def _run(settings: TrainSettings, material: Material, *, more: bool, progress: Any) -> list[TagMetrics]:  # noqa: ANN401
-    val = np.array([clip.split == "val" for clip in material.clips])
+    split = np.array([clip.split for clip in material.clips])
     corpus = {clip.id for clip in read_manifest(settings.manifests[0], settings.tags)}
     labelled = np.array([clip.id in corpus for clip in material.clips])
-    learn = material.select(~val & usable(material, settings) & (labelled | more))
-    held_out = material.select(val & ~np.isnan(material.labels).all(1))
+    learn = material.select((split == "train") & usable(material, settings) & (labelled | more))
+    held_out = material.select((split == "val") & ~np.isnan(material.labels).all(1))
     path = settings.out / "scores.json"
     if not path.exists():
         device = choose_device(settings.device)

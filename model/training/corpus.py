@@ -1,9 +1,9 @@
 """The manifest: a CSV with a row a clip, its labels and where they come from.
 
 Columns: `id`, `file` (relative to the manifest's folder), `source` (what must stay on one side of a split: a
-package, an album, an artist; a mix names several, with ` + ` between them), `split` (`train` or `val`),
-`train_ok` (1: may train weights that are given away), and a column a tag with 1, 0 or nothing (unknown).
-`TAG_evidence` columns are optional; other columns are ignored.
+package, an album, an artist; a mix names several, with ` + ` between them), `split` (`train`, `val`, or another
+that only `evaluate` reads), `train_ok` (1: may train weights that are given away), and a column a tag with 1, 0
+or nothing (unknown). `TAG_evidence` columns are optional; other columns are ignored.
 """
 
 import csv
@@ -13,6 +13,7 @@ from pathlib import Path
 
 REQUIRED = ("id", "file")
 DEFAULTS = {"source": "", "split": "train", "train_ok": "1"}
+COLUMNS = (*REQUIRED, *DEFAULTS)
 SOURCES = " + "
 """Between the sources of a mix."""
 
@@ -54,6 +55,17 @@ def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
         raise ManifestError(f"{path}: no rows below the header; add a row a clip")
     _check_ids(path, clips)
     return clips
+
+
+def write_manifest(path: Path, clips: Sequence[Clip], tags: Sequence[str]) -> None:
+    """Write what `read_manifest` reads: a row a clip, its labels in the order of the tags."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as handle:
+        rows = csv.writer(handle)
+        rows.writerow([*COLUMNS, *tags, *(f"{tag}_evidence" for tag in tags)])
+        for clip in clips:
+            place = clip.path.resolve(), clip.source, clip.split, int(clip.train_ok)
+            rows.writerow([clip.id, *place, *clip.labels, *clip.evidence])  # csv writes None as nothing
 
 
 def _check_columns(path: Path, columns: Sequence[str], tags: Sequence[str]) -> None:

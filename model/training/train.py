@@ -8,7 +8,7 @@ weights is what is evaluated, on sources never trained on, and the best of those
 import csv
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.bundle import Bundle, save_bundle
+from model.bundle import Bundle, Calibration, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
 from model.frontend import HOP
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
@@ -55,10 +55,12 @@ class TrainSettings:
     """Everything that a run depends on."""
 
     manifests: tuple[Path, ...]
-    """Manifests of clips (see `corpus`); rows of split `val` choose and calibrate, and never train."""
+    """Manifests of clips (see `corpus`): rows of split `train` train, those of `val` choose and calibrate."""
     out: Path
     """Folder of the run: caches, checkpoint, log, curves, and the bundle in `bundle/`."""
     tags: tuple[str, ...] = TAGS
+    meanings: Mapping[str, str] = field(default_factory=dict)
+    """What a tag means, as the service tells it; a tag that is not named has the shipped meaning, or none."""
     soft_labels: Path | None = None
     """Scores of other taggers for whole clips (npz with `ids`, `scores`), to distil from."""
     teachers: Path | None = None
@@ -80,7 +82,7 @@ class TrainSettings:
     augment: bool = True
     """Whether windows are mixed and distorted."""
     average: float = 0.995
-    """Decay of the moving average of the weights, a step."""
+    """Decay of the moving average of the weights, a step; less in a run of fewer than 1200 (see `_decay`)."""
     calibration: Path | None = None
     """`calibration.json` of a cross-validation with the same settings; none: fitted on the split `val`."""
     evaluate_every: int = 500
@@ -176,14 +178,17 @@ def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path
         other.
         DeviceError: there is no such device.
     """
+    if settings.calibration is not None:
+        _read_calibration(settings.calibration, settings.tags)  # before an hour is spent
     material = prepare(settings)
-    val = np.array([clip.split == "val" for clip in material.clips])
-    learn = material.select(~val & usable(material, settings))
+    split = np.array([clip.split for clip in material.clips])
+    val = split == "val"
+    learn = material.select((split == "train") & usable(material, settings))
     held_out = material.select(val & ~np.isnan(material.labels).all(1))
     _check(settings, learn, held_out)
     device = choose_device(settings.device)
     network = fit(settings, learn, held_out, device, progress)
-    return write_bundle(network, held_out, material, settings, device)
+    return write_bundle(network, learn, held_out, settings, device)
 
 
 def fit(
@@ -227,7 +232,7 @@ def prepare(settings: TrainSettings) -> Material:
 
 
 def usable(material: Material, settings: TrainSettings) -> NDArray[np.bool_]:
-    """[N]: whether a clip may train."""
+    """[N]: whether a clip may train, by its licence."""
     return np.array([clip.train_ok or not settings.train_ok_only for clip in material.clips])
 
 
@@ -288,7 +293,7 @@ def descend(
     optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings.steps))
     average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(settings.average), use_buffers=True
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(_decay(settings)), use_buffers=True
     )
     state = {
         "network": network,
@@ -333,7 +338,7 @@ def descend(
         log.add(row)
         plot_curves(log.path, settings.out / "curves.png")
         losses, distillations = [], []
-        if np.mean(aucs) > best_auc:
+        if np.mean(aucs) >= best_auc:  # of equals the later one, which has learned more
             best_auc, best = (
                 float(np.mean(aucs)),
                 {name: value.clone() for name, value in averaged.state_dict().items()},
@@ -348,6 +353,11 @@ def _rate(step: int, steps: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def _decay(settings: TrainSettings) -> float:
+    """Of the weights' average: a short run must forget its random start, so a sixth of it is averaged."""
+    return min(settings.average, max(0.0, 1 - 6 / settings.steps))
 
 
 def _save(path: Path, state: dict[str, Any], step: int, best_auc: float, best: dict[str, Tensor]) -> None:
@@ -420,8 +430,8 @@ def clip_aucs(network: TaggerNetwork, material: Material, device: torch.device) 
 
 def write_bundle(
     network: TaggerNetwork,
+    learn: Material,
     held_out: Material,
-    material: Material,
     settings: TrainSettings,
     device: torch.device,
 ) -> Path:
@@ -430,7 +440,7 @@ def write_bundle(
     sources = [clip.source for clip in held_out.clips]
     metrics = {}
     calibration, thresholds = (
-        read_calibration(settings.calibration, settings.tags) if settings.calibration else ({}, {})
+        _read_calibration(settings.calibration, settings.tags) if settings.calibration else ({}, {})
     )
     for tag, column, labels in zip(
         settings.tags, zip(*[z.T for z in logits], strict=True), held_out.labels.T, strict=True
@@ -447,18 +457,28 @@ def write_bundle(
         thresholds=thresholds,
         network=network.config,
         calibration=calibration,
-        meanings={tag: MEANINGS.get(tag, "") for tag in settings.tags},
+        meanings={tag: {**MEANINGS, **settings.meanings}.get(tag, "") for tag in settings.tags},
         metrics=metrics,
-        training_data=_sources(material, settings),
+        training_data=_sources(learn),
     )
     folder = settings.out / "bundle"
     save_bundle(folder, bundle, network.cpu())
     return folder
 
 
-def _sources(material: Material, settings: TrainSettings) -> list[dict[str, Any]]:
+def _read_calibration(path: Path, tags: Sequence[str]) -> tuple[dict[str, Calibration], dict[str, float]]:
+    try:
+        return read_calibration(path, tags)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise TrainingError(
+            f"{path}: is no calibration of {', '.join(tags)} ({error!r}); give the calibration.json that a"
+            " cross-validation of these tags wrote"
+        ) from error
+
+
+def _sources(learn: Material) -> list[dict[str, Any]]:
     """What trained the network: clips a source, the largest first."""
-    used = [clip.source for clip in material.select(usable(material, settings)).clips if clip.split != "val"]
+    used = [clip.source for clip in learn.clips]
     return [
         {"source": source, "clips": used.count(source)}
         for source in sorted(set(used), key=lambda s: (-used.count(s), s))

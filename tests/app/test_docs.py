@@ -7,6 +7,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from app import schemas
+from app.examples import examples_of
+from app.main import create_app
+from app.settings import Settings
 from model.tagger import Tagger
 from tests.app.service import Service, serving
 
@@ -48,12 +51,31 @@ async def test_the_query_is_described(service: Service) -> None:
         if isinstance(model, type) and model.__module__ == "app.schemas"
     ],
 )
-def test_every_model_has_an_example_that_is_valid(model: type[Any]) -> None:
-    examples = TypeAdapter(model).json_schema()["examples"]
+def test_every_model_has_an_example_that_is_valid(model: type[Any], tagger: Tagger) -> None:
+    adapter = TypeAdapter(model)
+    own = examples_of(tagger.bundle).get(model.__name__)
+    examples = [own] if own else adapter.json_schema()["examples"]
 
     assert examples
     for example in examples:
-        assert TypeAdapter(model).validate_python(example)
+        assert adapter.validate_python(example)
+
+
+async def test_the_examples_are_of_the_tags_that_are_served(service: Service, tagger: Tagger) -> None:
+    schemas_told = (await service.client.get("/openapi.json")).json()["components"]["schemas"]
+
+    for name, example in examples_of(tagger.bundle).items():
+        assert schemas_told[name]["examples"] == [example]
+    assert [tag["tag"] for tag in schemas_told["TagResponse"]["examples"][0]["tags"]] == list(
+        tagger.bundle.tags
+    )
+
+
+def test_examples_wait_until_it_is_known_which_tags_there_are() -> None:
+    unloaded = create_app(Settings())
+
+    assert "examples" not in unloaded.openapi()["components"]["schemas"]["TagScore"]
+    assert unloaded.openapi_schema is None
 
 
 async def test_every_operation_is_described(service: Service) -> None:

@@ -86,7 +86,6 @@ def settings_for(manifest: Path, out: Path, **changes: Any) -> TrainSettings:  #
         "evaluate_every": 6,
         "network": SMALL,
         "device": "cpu",
-        "average": 0.5,
         "learning_rate": 1e-2,
     }
     return TrainSettings((manifest,), out, **(values | changes))
