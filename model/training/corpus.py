@@ -1,9 +1,9 @@
 """The manifest: a CSV with a row a clip, its labels and where they come from.
 
 Columns: `id`, `file` (relative to the manifest's folder), `source` (what must stay on one side of a split: a
-package, an album, an artist; a mix names several, with ` + ` between them), `split` (`train`, `val`, or another
-that only `evaluate` reads), `train_ok` (1: may train weights that are given away), and a column a tag with 1, 0
-or nothing (unknown). `TAG_evidence` columns are optional; other columns are ignored.
+package, an album, an artist; a mix names several, with ` + ` between them), `split` (`train`, `val`, or
+another that only `evaluate` reads), `train_ok` (1: may train weights that are given away), and a column a tag
+with 1, 0 or nothing (unknown). `TAG_evidence` columns are optional; other columns are ignored.
 """
 
 import csv
