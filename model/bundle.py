@@ -19,7 +19,7 @@ from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, NetworkConfig, TaggerN
 SHIPPED: Final = Path(__file__).parent / "weights"
 WEIGHTS_FILE: Final = "tagger.safetensors"
 CARD_FILE: Final = "tagger.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 class BundleError(RuntimeError):

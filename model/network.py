@@ -54,7 +54,7 @@ class NetworkConfig:
     musical: bool = True
     """Whether there is a musical branch."""
     hidden: int = 320
-    dropout: float = 0.3
+    dropout: float = 0.15
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for the bundle."""
@@ -198,7 +198,11 @@ class TextureBranch(nn.Module):
 
 
 class Head(nn.Module):
-    """Embedding of a window -> one logit a tag: [B, E] -> [B, K]."""
+    """Embedding of a window -> one logit a tag: [B, E] -> [B, K].
+
+    A hidden layer, and beside it a straight line from the embedding: what musicnn's features say of a tag is
+    linear in them.
+    """
 
     def __init__(self, embedding: int, hidden: int, tags: int, dropout: float) -> None:
         super().__init__()
@@ -207,17 +211,17 @@ class Head(nn.Module):
         self.hidden_norm = nn.BatchNorm1d(hidden, eps=1e-3)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, tags)
+        self.straight = nn.Linear(embedding, tags, bias=False)
 
-    def features(self, embedding: Tensor) -> Tensor:
-        """[B, E] -> [B, hidden], the penultimate layer."""
-        x: Tensor = self.hidden(self.dropout(self.norm(embedding)))
-        y: Tensor = self.hidden_norm(functional.relu(x))
-        return y
+    def logits_and_features(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, E] -> [B, K], and the hidden layer [B, hidden]."""
+        normed = self.norm(embedding)
+        features: Tensor = self.hidden_norm(functional.relu(self.hidden(self.dropout(normed))))
+        return self.out(self.dropout(features)) + self.straight(normed), features
 
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, E] -> [B, K]."""
-        logits: Tensor = self.out(self.dropout(self.features(embedding)))
-        return logits
+        return self.logits_and_features(embedding)[0]
 
 
 class TaggerNetwork(nn.Module):

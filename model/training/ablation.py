@@ -26,14 +26,14 @@ SCRATCH: Final[Mapping[str, Any]] = {
     "network": NetworkConfig(musical=False),
     "warm_start": False,
     "distillation": 0.0,
-    "words": 0.0,
+    "words": False,
     "augment": False,
     "average": 0.0,
 }
 STEPS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
     ("texture branch from scratch, labels alone", {}),
     ("+ all scores of the public taggers", {"distillation": 1.0}),
-    ("+ their words for the tags, on all clips", {"words": 1.0}),
+    ("+ their words for the tags, on all clips", {"words": True}),
     ("+ more music", {"more": True}),
     ("+ musicnn as musical branch", {"network": NetworkConfig(), "warm_start": True}),
     ("+ augmentation", {"augment": True}),
@@ -70,6 +70,8 @@ def _run(settings: TrainSettings, material: Material, *, more: bool, progress: A
     split = np.array([clip.split for clip in material.clips])
     corpus = {clip.id for clip in read_manifest(settings.manifests[0], settings.tags)}
     labelled = np.array([clip.id in corpus for clip in material.clips])
+    if not settings.words:
+        material = material.without_words()
     learn = material.select((split == "train") & usable(material, settings) & (labelled | more))
     held_out = material.select((split == "val") & ~np.isnan(material.labels).all(1))
     path = settings.out / "scores.json"

@@ -16,6 +16,15 @@ def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
 
 
+def mix_targets(labels: Tensor, words: Tensor, trust: Tensor) -> Tensor:
+    """Labels [B, K] and what words say [B, K], both in [0, 1], NaN unknown -> targets [B, K].
+
+    Where both are known, the words make up `trust` [K] of the target; where one is, it is that one.
+    """
+    both = (1 - trust) * labels + trust * words
+    return torch.where(labels.isnan(), words, torch.where(words.isnan(), labels, both))
+
+
 def masked_mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Mean squared error over the known (not NaN) cells: [B, K], [B, K] -> scalar."""
     known = ~torch.isnan(targets)

@@ -1,7 +1,7 @@
 """What the loop learns from (log-mels, labels, what the teachers say), and how it draws windows."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -58,6 +58,10 @@ class Material:
         arrays = (self.places, self.frames, self.labels, self.words, self.soft)
         return Material(clips, self.mels, *(array[keep] for array in arrays))
 
+    def without_words(self) -> "Material":
+        """The same, but for the words: they are unknown."""
+        return replace(self, words=np.full_like(self.words, np.nan))
+
     def mel(self, index: int, variant: int = 0) -> Mel:
         """A clip's log-mel [96, frames]; variant 0 is the clip as it is, the others are distorted."""
         shard, row = self.places[index]
@@ -93,6 +97,8 @@ def load_material(
     }
     if lessons and teachers is not None:
         words, soft = opinions(tags, lessons, word_lists(teachers)), _soft_targets(lessons)
+        # Of what is no music, or nothing of the kind, a music tagger's words mean nothing.
+        words[(labels == 0.0).all(1)] = np.nan
     else:
         words = np.full((len(clips), CLIP_S, len(tags)), np.nan, np.float16)
         soft = _soft_labels(clips, soft_labels)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import numpy as np
 import torch
@@ -29,7 +29,7 @@ from model.training.augmentation import blend, mask_bands_and_frames
 from model.training.calibration import calibrate, platt, read_calibration
 from model.training.corpus import read_manifest
 from model.training.curves import plot_curves
-from model.training.losses import masked_bce, masked_mse
+from model.training.losses import masked_bce, masked_mse, mix_targets
 from model.training.material import (
     SEGMENT_FRAMES,
     Batch,
@@ -40,10 +40,15 @@ from model.training.material import (
     load_material,
 )
 from model.training.teachers import load_teach
+from model.training.words import TRUST
 from model.unfolding import unfold_filters
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
+
+
+LUCK: Final = 0.005
+"""A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
 
 class TrainingError(ValueError):
@@ -75,8 +80,8 @@ class TrainSettings:
     batch: int = 32
     learning_rate: float = 3e-3
     weight_decay: float = 0.02
-    words: float = 1.0
-    """Weight of the cross-entropy towards what the teachers' words say of the tags, beside the labels'."""
+    words: bool = True
+    """Whether what the teachers' words say of the tags is a target, too (see `words`)."""
     distillation: float = 1.0
     """Weight of the distillation loss beside the tags' binary cross-entropy."""
     augment: bool = True
@@ -109,21 +114,21 @@ class Student:
         self.distiller = nn.Linear(network.config.hidden, soft).to(opinion.device)
         self.opinion = opinion
         self.settings = settings
+        self.trust = torch.tensor([TRUST.get(tag, 0.0) for tag in settings.tags], device=opinion.device)
         # Filters that do not learn are computed in their fast shape; the same network would do.
         self.branches = [unfold_filters(part) if _is_frozen(part) else part for part in network.branches]
 
     def losses(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """(cross-entropy towards labels and words, distillation loss) of a batch."""
+        """(cross-entropy of the tags, distillation loss) of a batch."""
         mel = self._distorted(batch, device, rng)
         normed = self.network.mel_norm(mel.flatten(0, 1)[:, None])
         with torch.autocast(device.type, torch.bfloat16):
             embeddings = torch.cat([branch(normed) for branch in self.branches], 1)
-        features = self.network.head.features(embeddings.float().unflatten(0, mel.shape[:2]).mean(1))
-        logits = self.network.head.out(self.network.head.dropout(features))
+        windows = embeddings.float().unflatten(0, mel.shape[:2]).mean(1)
+        logits, features = self.network.head.logits_and_features(windows)
         labels, words, soft = (_tensor(array, device) for array in (batch.labels, batch.words, batch.soft))
-        opinions = torch.sigmoid(self.opinion[0] * words + self.opinion[1])
-        loss = masked_bce(logits, labels) + self.settings.words * masked_bce(logits, opinions)
-        return loss, masked_mse(self.distiller(features), soft)
+        targets = mix_targets(labels, torch.sigmoid(self.opinion[0] * words + self.opinion[1]), self.trust)
+        return masked_bce(logits, targets), masked_mse(self.distiller(features), soft)
 
     @torch.no_grad()
     def _distorted(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> Tensor:
@@ -228,7 +233,8 @@ def prepare(settings: TrainSettings) -> Material:
         ) / f"{manifest.resolve().parent.name}-{manifest.stem}"
         cache.build(manifest, folder, settings.tags, teachers)
         sources.append((read_manifest(manifest, settings.tags), folder))
-    return load_material(sources, settings.tags, settings.teachers, settings.soft_labels)
+    material = load_material(sources, settings.tags, settings.teachers, settings.soft_labels)
+    return material if settings.words else material.without_words()
 
 
 def usable(material: Material, settings: TrainSettings) -> NDArray[np.bool_]:
@@ -338,11 +344,9 @@ def descend(
         log.add(row)
         plot_curves(log.path, settings.out / "curves.png")
         losses, distillations = [], []
-        if np.mean(aucs) >= best_auc:  # of equals the later one, which has learned more
-            best_auc, best = (
-                float(np.mean(aucs)),
-                {name: value.clone() for name, value in averaged.state_dict().items()},
-            )
+        if np.mean(aucs) >= best_auc - LUCK:
+            best_auc = max(best_auc, float(np.mean(aucs)))
+            best = {name: value.clone() for name, value in averaged.state_dict().items()}
         _save(checkpoint, state, step + 1, best_auc, best)
     return best
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from model.training.losses import masked_bce, masked_mse
+from model.training.losses import masked_bce, masked_mse, mix_targets
 
 LOGITS = torch.tensor([[1.9072, 1.1079, 1.4906], [-0.6584, -0.0512, 0.7608], [-0.0614, 0.6583, 0.1095]])
 TARGETS = torch.tensor([[0.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]])
@@ -88,3 +88,14 @@ def test_distillation_counts_known_cells_only() -> None:
 
     assert masked_mse(outputs, targets).item() == pytest.approx((1.0 + 4.0) / 2)
     assert masked_mse(outputs, torch.full((2, 2), float("nan"))).item() == 0.0
+
+
+def test_targets_mix_labels_and_words_where_both_are_known_and_take_the_one_that_is() -> None:
+    nan = float("nan")
+    labels = torch.tensor([[1.0, nan], [0.0, 1.0], [nan, nan]])
+    words = torch.tensor([[0.2, 0.6], [nan, 0.5], [0.7, nan]])
+
+    targets = mix_targets(labels, words, torch.tensor([0.25, 0.9]))
+
+    expected = torch.tensor([[0.8, 0.6], [0.0, 0.55], [0.7, nan]])
+    torch.testing.assert_close(targets, expected, equal_nan=True)
