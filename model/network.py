@@ -44,6 +44,8 @@ class NetworkConfig:
     """Channels of the three convolutions over time."""
     features: int = 0
     """Features that the musical branch makes of its peaks and means, beside these; 0 = none."""
+    adapted: int = 0
+    """Channels of three more convolutions over time, which learn where the others are musicnn's; 0 = none."""
     texture: tuple[tuple[int, int, int, int], ...] = (
         (1, 24, 2, 2), (3, 40, 1, 1), (3, 64, 2, 2), (4, 64, 1, 1),
         (4, 96, 2, 2), (4, 96, 1, 1), (4, 128, 1, 1), (4, 128, 1, 1),
@@ -106,6 +108,18 @@ class TimeConv(nn.Module):
         return activation
 
 
+def time_convs(channels_in: int, channels: int) -> nn.ModuleList:
+    """Three convolutions over time, the last two residual (see `residuals`)."""
+    return nn.ModuleList([TimeConv(size, channels) for size in (channels_in, channels, channels)])
+
+
+def residuals(convs: nn.ModuleList, front: Tensor) -> list[Tensor]:
+    """[B, C, T] -> what each of three convolutions adds up to, [B, D, T] each."""
+    first = convs[0](front)
+    second = convs[1](first) + first
+    return [first, second, convs[2](second) + second]
+
+
 class MusicalBranch(nn.Module):
     """Musically motivated filters: log-mel [B, 1, 96, T] -> [B, embedding_size]."""
 
@@ -115,11 +129,10 @@ class MusicalBranch(nn.Module):
         temporal = [BandFilters(1, frames, number, config.band_stride) for frames, number in config.temporal]
         self.filters = nn.ModuleList([*timbral, *temporal])
         front = sum(shape[-1] for shape in (*config.timbral, *config.temporal))
-        self.mid = nn.ModuleList(
-            [TimeConv(front, config.mid), TimeConv(config.mid, config.mid), TimeConv(config.mid, config.mid)]
-        )
+        self.mid = time_convs(front, config.mid)
+        self.adapted = time_convs(front, config.adapted) if config.adapted else nn.ModuleList()
         self.pooled = 2 * (front + 3 * config.mid)
-        self.embedding_size = self.pooled + config.features
+        self.embedding_size = self.pooled + config.features + 2 * 3 * config.adapted
         self.has_features = config.features > 0
         if self.has_features:
             self.dense = nn.Linear(self.pooled, config.features)
@@ -127,19 +140,23 @@ class MusicalBranch(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """[B, 1, 96, T] -> [B, embedding_size]."""
-        parts = pool_parts(self.frames(mel).float())
-        if not self.has_features:
-            return parts.mean(1)
-        features = self.norm(functional.relu(self.dense(parts)).flatten(0, 1)).unflatten(0, parts.shape[:2])
-        return torch.cat([parts, features], 2).mean(1)
+        front = self.front(mel)
+        parts = pool_parts(torch.cat([front, *residuals(self.mid, front)], 1).float())
+        found = [parts]
+        if self.has_features:
+            found.append(self.features(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]))
+        if self.adapted:
+            found.append(pool_parts(torch.cat(residuals(self.adapted, front), 1).float()))
+        return torch.cat(found, 2).mean(1)
 
-    def frames(self, mel: Tensor) -> Tensor:
-        """[B, 1, 96, T] -> [B, channels, T]."""
-        front = torch.cat([filters(mel) for filters in self.filters], 1)
-        first = self.mid[0](front)
-        second = self.mid[1](first) + first
-        third = self.mid[2](second) + second
-        return torch.cat([front, first, second, third], 1)
+    def front(self, mel: Tensor) -> Tensor:
+        """[B, 1, 96, T] -> what the filters find, [B, filters, T]."""
+        return torch.cat([filters(mel) for filters in self.filters], 1)
+
+    def features(self, pooled: Tensor) -> Tensor:
+        """Maxima and means [B, pooled] -> musicnn's penultimate layer [B, features]."""
+        features: Tensor = self.norm(functional.relu(self.dense(pooled)))
+        return features
 
 
 class InvertedResidual(nn.Module):

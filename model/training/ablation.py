@@ -37,7 +37,7 @@ STEPS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
     ("+ more music", {"more": True}),
     ("+ musicnn as musical branch", {"network": NetworkConfig(), "warm_start": True}),
     ("+ augmentation", {"augment": True}),
-    ("+ moving average of the weights", {"average": TrainSettings.average}),
+    ("+ moving average of the weights", {"average": 0.995}),
 )
 EVIDENCE: Final = ("metadata", "assumed")
 

@@ -215,9 +215,9 @@ def mel_centres_hz() -> NDArray[np.float64]:
 
 
 def band_curve(rng: Generator) -> NDArray[np.float32]:
-    """Decibels by mel band [96]: a gain of -24 to +6 dB, and every other time an equaliser."""
-    curve = np.full(N_MELS, rng.uniform(-24.0, 6.0) if rng.random() < 0.7 else 0.0)
-    if rng.random() < 0.5:
+    """Decibels by mel band [96]: at times a gain of -15 to +6 dB, at times an equaliser."""
+    curve = np.full(N_MELS, rng.uniform(-15.0, 6.0) if rng.random() < 0.4 else 0.0)
+    if rng.random() < 0.2:
         curve += response_db(mel_centres_hz(), *draw_response(rng))
     return curve.astype(np.float32)
 

@@ -68,7 +68,8 @@ def _fold(settings: TrainSettings, material: Material, sources: set[str], progre
         device = choose_device(settings.device)
         network = fit(settings, learn, held_out, device, progress)
         logits = clip_logits(network, held_out, device)
-        np.savez(path, **{clip.id: z for clip, z in zip(held_out.clips, logits, strict=True)})
+        by_clip = {clip.id: z for clip, z in zip(held_out.clips, logits, strict=True)}
+        np.savez(path, allow_pickle=False, **by_clip)
     with np.load(path) as archive:
         return dict(archive)
 

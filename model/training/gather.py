@@ -119,7 +119,9 @@ def render_module(path: Path) -> Samples:
     """Up to 3 minutes of a tracker module as [T]; [0] where it cannot be played."""
     with tempfile.TemporaryDirectory() as scratch:
         wav = Path(scratch) / "module.wav"
-        command: list[str | Path] = ["openmpt123", "--quiet", "--end-time", "180", "--output", wav, path]
+        command: list[str | Path] = [
+            "openmpt123", "--quiet", "--batch", "--end-time", "180", "--output", wav, "--", path,
+        ]  # fmt: skip
         subprocess.run(command, capture_output=True, check=False, timeout=120)  # noqa: S603
         return read_track(wav) if wav.exists() else np.zeros(0, np.float32)
 

@@ -22,8 +22,10 @@ HEARD: Final = 0.02
 """An AudioSet class is a target if it reaches this score anywhere in the material."""
 SHORT: Final = 0.15
 """Share of windows that are a part of 1 to 5 s, as short uploads are."""
-MIXED: Final = 0.3
+MIXED: Final = 0.2
 """Share of windows under which another is laid."""
+DISTORTED: Final = 0.6
+"""Share of windows that may be of a distorted variant."""
 SOFT_FROM_DB: Final = 12.0
 """A window that is softer than the other by this much does not change what the other is."""
 
@@ -55,8 +57,15 @@ class Material:
     def select(self, keep: NDArray[np.bool_]) -> "Material":
         """The clips where `keep` [N] is true."""
         clips = [clip for clip, kept in zip(self.clips, keep, strict=True) if kept]
-        arrays = (self.places, self.frames, self.labels, self.words, self.soft)
-        return Material(clips, self.mels, *(array[keep] for array in arrays))
+        return Material(
+            clips,
+            self.mels,
+            self.places[keep],
+            self.frames[keep],
+            self.labels[keep],
+            self.words[keep],
+            self.soft[keep],
+        )
 
     def without_words(self) -> "Material":
         """The same, but for the words: they are unknown."""
@@ -65,7 +74,8 @@ class Material:
     def mel(self, index: int, variant: int = 0) -> Mel:
         """A clip's log-mel [96, frames]; variant 0 is the clip as it is, the others are distorted."""
         shard, row = self.places[index]
-        return self.mels[shard][row, variant, :, : self.frames[index]]
+        mel: Mel = self.mels[shard][row, variant, :, : self.frames[index]]
+        return mel
 
 
 def load_material(
@@ -268,7 +278,7 @@ class Sampler:
 
     def _row(self, rng: Generator) -> tuple[NDArray[np.generic] | np.float64, ...]:
         index, other = rng.choice(len(self.probabilities), 2, p=self.probabilities)
-        variants = rng.integers(0, VARIANTS, 2) if self.augment else (0, 0)
+        variants = rng.integers(0, VARIANTS, 2) if self.augment and rng.random() < DISTORTED else (0, 0)
         window = draw(self.material, int(index), int(variants[0]), rng)
         curve = band_curve(rng) if self.augment else np.zeros(N_MELS, np.float32)
         if not self.augment or rng.random() >= MIXED:

@@ -16,11 +16,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 
 from model.engine import to_openvino
 from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel
-from model.network import MusicalBranch, NetworkConfig
+from model.network import MusicalBranch, NetworkConfig, residuals
 from model.training import warm_start
 from model.unfolding import unfold_filters
 
@@ -63,9 +62,9 @@ class LiveMusicnn(nn.Module):
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 96, 187] -> ([B, 200], [B, 50])."""
-        frames = self.branch.frames(self.mel_norm(mel[:, None]))
-        pooled = torch.cat([frames.amax(2), frames.mean(2)], 1)
-        features = self.branch.norm(functional.relu(self.branch.dense(pooled)))
+        front = self.branch.front(self.mel_norm(mel[:, None]))
+        frames = torch.cat([front, *residuals(self.branch.mid, front)], 1)
+        features = self.branch.features(torch.cat([frames.amax(2), frames.mean(2)], 1))
         return features, self.out(features).sigmoid()
 
 

@@ -5,13 +5,14 @@ labels and towards what the public taggers' words say of each tag, plus distilla
 weights is what is evaluated, on sources never trained on, and the best of those by mean ROC-AUC is kept.
 """
 
+import copy
 import csv
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import torch
@@ -27,7 +28,7 @@ from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
 from model.training.augmentation import blend, mask_bands_and_frames
 from model.training.calibration import calibrate, platt, read_calibration
-from model.training.corpus import read_manifest
+from model.training.corpus import SOURCES, read_manifest
 from model.training.curves import plot_curves
 from model.training.losses import masked_bce, masked_mse, mix_targets
 from model.training.material import (
@@ -49,6 +50,9 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 LUCK: Final = 0.005
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
+
+
+Branch = TypeVar("Branch", bound=nn.Module)
 
 
 class TrainingError(ValueError):
@@ -78,7 +82,7 @@ class TrainSettings:
     """Folder of log-mels and lessons, which several runs may share; none: in `out`."""
     steps: int = 2500
     batch: int = 32
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.02
     words: bool = True
     """Whether what the teachers' words say of the tags is a target, too (see `words`)."""
@@ -115,8 +119,7 @@ class Student:
         self.opinion = opinion
         self.settings = settings
         self.trust = torch.tensor([TRUST.get(tag, 0.0) for tag in settings.tags], device=opinion.device)
-        # Filters that do not learn are computed in their fast shape; the same network would do.
-        self.branches = [unfold_filters(part) if _is_frozen(part) else part for part in network.branches]
+        self.branches = [with_fast_filters(part) for part in network.branches]
 
     def losses(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """(cross-entropy of the tags, distillation loss) of a batch."""
@@ -139,7 +142,8 @@ class Student:
             _tensor(array, device) for array in (batch.under, batch.below_db, batch.curve_db)
         )
         mixed = blend(mel, under, below_db, curve_db)
-        return mask_bands_and_frames(mixed.flatten(0, 1), rng).unflatten(0, mel.shape[:2])
+        masked: Tensor = mask_bands_and_frames(mixed.flatten(0, 1), rng).unflatten(0, mel.shape[:2])
+        return masked
 
     def train_mode(self) -> None:
         """Batch norms and dropout as in training, but for frozen parts: they stay as they are."""
@@ -160,6 +164,15 @@ class Student:
             {"params": [p for p in learning if p.ndim > 1], "weight_decay": self.settings.weight_decay},
             {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
         ]
+
+
+def with_fast_filters(branch: Branch) -> Branch:
+    """The branch itself, but that filters which do not learn are copies in their fast shape."""
+    if not (isinstance(branch, MusicalBranch) and _is_frozen(branch.filters)):
+        return branch
+    fast = copy.copy(branch)
+    fast._modules = dict(branch._modules, filters=unfold_filters(branch).filters)
+    return fast
 
 
 def _is_frozen(module: nn.Module) -> bool:
@@ -267,19 +280,23 @@ def new_network(settings: TrainSettings) -> TaggerNetwork:
     network = TaggerNetwork(settings.tags, warm_start.config_of(weights, settings.network))
     branch = cast("MusicalBranch", network.branches[0])
     warm_start.load_musical_branch(branch, network.mel_norm, weights)
-    for frozen in (network.mel_norm, branch):
+    for frozen in (network.mel_norm, branch.filters, branch.mid, branch.dense, branch.norm):
         frozen.requires_grad_(requires_grad=False)
     return network
 
 
 def balance(material: Material) -> NDArray[np.float64]:
-    """[N], how often to draw a clip: large sources less than their size, rare positives more."""
-    sources = [clip.source for clip in material.clips]
+    """[N], how often to draw a clip: large sources less than their size, rare positives and labels more.
+
+    A mix counts to the source of its voice: else hundreds of mixes would each be a source of their own.
+    """
+    sources = [clip.source.split(SOURCES)[0] for clip in material.clips]
     sizes = {source: sources.count(source) for source in set(sources)}
     weights = np.array([sizes[source] ** -0.3 for source in sources])
     positives = np.nansum(material.labels == 1.0, 0)
     negatives = np.nansum(material.labels == 0.0, 0)
     rarity = np.clip(negatives / np.maximum(positives, 1) / 2, 0.0, 2.0)
+    weights *= 0.5 + 0.5 * (~np.isnan(material.labels)).mean(1)
     boosted: NDArray[np.float64] = weights * (1.0 + ((material.labels == 1.0) * rarity).sum(1))
     return boosted
 

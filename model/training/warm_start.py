@@ -22,6 +22,8 @@ Weights = dict[str, NDArray[np.float32]]
 ALIVE = 1e-3
 """A filter is alive if its norm is above this share of the largest one's."""
 BN_EPS = 1e-3
+ADAPTED = 32
+"""Channels of the convolutions that learn beside musicnn's, which stay as they are."""
 
 
 def _suffix(name: str, index: int) -> str:
@@ -53,6 +55,7 @@ def config_of(weights: Weights, base: NetworkConfig) -> NetworkConfig:
         temporal=((128, n[2]), (64, n[3]), (32, n[4])),
         mid=len(alive_mid(weights)),
         features=weights["dense/bias"].size,
+        adapted=ADAPTED,
     )
 
 

@@ -257,3 +257,34 @@ def test_train_asks_for_something_to_learn_from() -> None:
 
     assert result.exit_code == 2
     assert "--manifest CSV, or --mtg-jamendo DIR" in result.stderr
+
+
+def test_folds_give_predictions_that_evaluate_measures(manifest: Path, folder: Path, tmp_path: Path) -> None:
+    trained = run(
+        *("train", "--manifest", manifest, "--tags", ", ".join(TAGS), "--folds", "2", "--steps", "2"),
+        *("--batch", "4", "--device", "cpu", "--cache", tmp_path / "cache", "--out", tmp_path / "cv"),
+    )
+
+    assert trained.stdout == f"Predictions: {tmp_path / 'cv' / 'predictions.csv'}\n", trained.output
+    measured = run(
+        *("evaluate", "--manifest", manifest, "--split", "all", "--format", "json", "--weights", folder),
+        *("--predictions", tmp_path / "cv" / "predictions.csv"),
+    )
+    assert {item["tag"]: item["positives"] + item["negatives"] for item in json.loads(measured.stdout)} == (
+        dict.fromkeys(TAGS, sum(1 for _ in csv.reader(manifest.open())) - 1)
+    )
+
+
+def test_a_calibration_that_is_none_is_refused_before_anything_is_trained(
+    manifest: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "calibration.json").write_text('{"house": {"scale": 1.0}}')
+
+    result = run(
+        *("train", "--manifest", manifest, "--tags", ", ".join(TAGS), "--out", tmp_path / "run"),
+        *("--calibration", tmp_path / "calibration.json"),
+    )
+
+    assert result.exit_code == 2
+    assert "calibration.json" in result.stderr
+    assert not (tmp_path / "run").exists()

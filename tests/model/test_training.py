@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from model.bundle import load_bundle
 from model.frontend import LogMel
-from model.network import NetworkConfig
+from model.network import MusicalBranch, NetworkConfig
 from model.tagger import Tagger, cut_segments
 from model.training.augmentation import (
     CHAIN,
@@ -30,7 +30,7 @@ from model.training.corpus import Clip
 from model.training.cross_validation import cross_validate, deal
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, labels_of_mix
-from model.training.train import TrainingError, TrainSettings, balance, cut_mel, train
+from model.training.train import TrainingError, TrainSettings, balance, cut_mel, train, with_fast_filters
 from model.training.words import WORDS, opinions
 
 RATE = 16_000
@@ -191,6 +191,22 @@ def test_codecs_encode_at_every_rate(container: str, encoder: str, rates: tuple[
     assert sizes == sorted(sizes)
 
 
+def test_filters_that_do_not_learn_are_computed_fast_and_the_rest_of_their_branch_learns() -> None:
+    torch.manual_seed(0)
+    branch = MusicalBranch(NetworkConfig(mid=4, features=6, adapted=3))
+    branch.filters.requires_grad_(requires_grad=False)
+    mel = torch.rand(2, 1, 96, 313)
+
+    fast = with_fast_filters(branch.eval())
+    embedding = fast(mel)
+    embedding.sum().backward()
+
+    torch.testing.assert_close(embedding, branch(mel), atol=1e-3, rtol=1e-3)
+    assert type(fast.filters[0]) is not type(branch.filters[0])
+    assert all(parameter.grad is not None for parameter in branch.adapted.parameters())
+    assert all(parameter.grad is None for parameter in branch.filters.parameters())
+
+
 def test_masks_hide_at_most_a_stripe_of_bands_and_of_frames() -> None:
     mel = torch.ones(16, 96, 313)
 
@@ -326,7 +342,7 @@ def test_rare_positives_and_small_sources_are_drawn_more_often() -> None:
 
 
 def test_a_batch_is_the_same_whenever_it_is_drawn_and_holds_what_its_clips_do() -> None:
-    material = a_material(np.arange(4, dtype=np.float32)[:, None] / 4, "abcd")
+    material = a_material((np.arange(4)[:, None] / 4).astype(np.float32), "abcd")
     sampler = Sampler(material, np.ones(4), 16, seed=3, vocal=None, augment=False)
 
     batch, again, other = sampler(5), sampler(5), sampler(6)

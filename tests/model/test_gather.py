@@ -1,0 +1,68 @@
+"""Gathering music: where pieces of a track start, and what a mix and a piece of noise are."""
+
+import random
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from model.audio import read_audio
+from model.tags import TAGS
+from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.gather import PIECE, Piece, Writer, fit, mix_piece, noise_piece, read_track, spread
+
+CLIPS = Path(__file__).parents[1] / "clips"
+
+
+@given(length=st.integers(0, 40 * PIECE), most=st.integers(1, 6))
+def test_pieces_lie_within_their_track_and_do_not_overlap(length: int, most: int) -> None:
+    starts = spread(length, most)
+
+    assert len(starts) == max(min(most, length // PIECE), min(1, length))
+    assert all(0 <= start <= max(0, length - PIECE) for start in starts)
+    # Both ends are left out by 3%, so that a fade is not a piece: pieces may share that much.
+    assert all(later - earlier >= 0.94 * PIECE for earlier, later in pairwise(starts))
+
+
+@pytest.mark.parametrize("seconds", [10.0, 29.0, 40.0])
+def test_a_piece_is_as_long_as_all_others(seconds: float) -> None:
+    samples = np.arange(int(seconds * 16_000), dtype=np.float32)
+
+    piece = fit(samples)
+
+    assert len(piece) == PIECE
+    np.testing.assert_array_equal(piece[:1000], samples[:1000])
+
+
+def test_what_cannot_be_read_or_is_short_gives_no_samples(tmp_path: Path) -> None:
+    (tmp_path / "text.ogg").write_text("no music")
+
+    assert len(read_track(tmp_path / "text.ogg")) == 0
+    assert len(read_track(CLIPS / "club_track.opus")) > 10 * 16_000
+
+
+def test_a_mix_is_vocal_and_names_the_sources_of_both() -> None:
+    voice = Clip("v", CLIPS / "sung_pop.opus", "train", True, "singer", (1.0,), ("",))
+    bed = Piece("b", "band", "a tune", fit(read_track(CLIPS / "club_track.opus")), {})
+
+    mix = mix_piece(3, voice, bed, random.Random(0))
+
+    assert mix.source.split(SOURCES) == ["singer", "band"]
+    assert mix.labels == {"vocal": 1}
+    assert np.abs(mix.samples).max() == pytest.approx(0.9, abs=0.01)
+    assert 0.2 < abs(np.corrcoef(mix.samples, bed.samples)[0, 1]) < 0.9
+
+
+def test_pieces_are_written_as_a_manifest_that_training_reads(tmp_path: Path) -> None:
+    writer = Writer(tmp_path)
+    writer.add(noise_piece(0, random.Random(1)))
+    writer.add(Piece("silence", "none", "nothing", np.zeros(PIECE, np.float32), {}))
+    writer.handle.close()
+
+    (clip,) = read_manifest(tmp_path / "clips.csv", TAGS)
+
+    assert clip.labels == (0.0, 0.0, 0.0, 0.0)
+    assert len(read_audio(clip.path)[0]) == PIECE
