@@ -208,6 +208,10 @@ def train(
         bool | None,
         typer.Option("--warm-start/--no-warm-start", help="Start from musicnn's filters, or from scratch."),
     ] = None,
+    init: Annotated[
+        str | None,
+        typer.Option(help="Folder of a bundle to go on from, or `shipped`: the one that comes with this."),
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(help="Folder of log-mels and lessons, which runs may share; none: in --out."),
@@ -242,6 +246,7 @@ def train(
     What is not given is as TrainSettings says (model/training/train.py). Needs the extra `train`.
     """
     with _extra("train"):
+        from model.bundle import BundleError
         from model.tagger import DeviceError
         from model.training.corpus import ManifestError
         from model.training.cross_validation import cross_validate
@@ -253,6 +258,7 @@ def train(
         "teachers": teachers,
         "musicnn": musicnn,
         "warm_start": warm_start,
+        "init": _bundle_of(init) if init is not None else None,
         "cache": cache,
         "calibration": calibration,
         "steps": steps,
@@ -277,7 +283,7 @@ def train(
     try:
         with _training_progress() as progress:
             result = cross_validate(settings, folds, progress) if folds else run(settings, progress)
-    except (ManifestError, TrainingError, DeviceError) as error:
+    except (ManifestError, TrainingError, DeviceError, BundleError) as error:
         _refuse(str(error))
     typer.echo(f"{'Predictions' if folds else 'Bundle'}: {result}")
 
@@ -438,6 +444,12 @@ def _tags(text: str) -> tuple[str, ...]:
     if taken := [tag for tag in tags if tag in COLUMNS]:
         _refuse(f"{', '.join(taken)}: a column of every manifest; give the tag another name")
     return tags
+
+
+def _bundle_of(init: str) -> Path:
+    from model.bundle import SHIPPED
+
+    return SHIPPED if init == "shipped" else Path(init)
 
 
 def _meanings(given: Sequence[str], tags: Sequence[str]) -> dict[str, str]:

@@ -2,10 +2,9 @@
 
 Two views of one log-mel spectrogram, joined before the head:
 
-* `MusicalBranch` is musicnn up to its penultimate layer (Pons & Serra 2019): tall filters for timbre, long
-  ones for rhythm, three convolutions over time, and features of their peaks and means. Only the filters that
-  are alive in the published network are kept, which makes it about nine times as cheap; it has their weights
-  and so knows a million commercial songs.
+* `MusicalBranch` has musicnn's filters (Pons & Serra 2019): tall ones for timbre, long ones for rhythm, then
+  three convolutions over time. Only the filters that are alive in the published network are kept, which makes
+  it about nine times as cheap; it starts from their weights and so knows a million commercial songs.
 * `TextureBranch` is a small inverted-residual network (Sandler et al. 2018), trained from scratch, for what a
   voice and a production sound like.
 
@@ -43,19 +42,17 @@ class NetworkConfig:
     mid: int = 24
     """Channels of the three convolutions over time."""
     features: int = 0
-    """Features that the musical branch makes of its peaks and means, beside these; 0 = none."""
-    adapted: int = 0
-    """Channels of three more convolutions over time, which learn where the others are musicnn's; 0 = none."""
+    """Features of peaks and means, as musicnn's penultimate layer has them, beside these; 0 = none."""
     texture: tuple[tuple[int, int, int, int], ...] = (
         (1, 24, 2, 2), (3, 40, 1, 1), (3, 64, 2, 2), (4, 64, 1, 1),
         (4, 96, 2, 2), (4, 96, 1, 1), (4, 128, 1, 1), (4, 128, 1, 1),
     )  # fmt: skip
     """Inverted residuals: (expansion, channels, band stride, frame stride); none = no texture branch."""
     texture_stem: int = 16
-    texture_out: int = 384
+    texture_out: int = 256
     musical: bool = True
     """Whether there is a musical branch."""
-    hidden: int = 320
+    hidden: int = 256
     dropout: float = 0.15
 
     def to_json(self) -> dict[str, Any]:
@@ -108,18 +105,6 @@ class TimeConv(nn.Module):
         return activation
 
 
-def time_convs(channels_in: int, channels: int) -> nn.ModuleList:
-    """Three convolutions over time, the last two residual (see `residuals`)."""
-    return nn.ModuleList([TimeConv(size, channels) for size in (channels_in, channels, channels)])
-
-
-def residuals(convs: nn.ModuleList, front: Tensor) -> list[Tensor]:
-    """[B, C, T] -> what each of three convolutions adds up to, [B, D, T] each."""
-    first = convs[0](front)
-    second = convs[1](first) + first
-    return [first, second, convs[2](second) + second]
-
-
 class MusicalBranch(nn.Module):
     """Musically motivated filters: log-mel [B, 1, 96, T] -> [B, embedding_size]."""
 
@@ -129,10 +114,11 @@ class MusicalBranch(nn.Module):
         temporal = [BandFilters(1, frames, number, config.band_stride) for frames, number in config.temporal]
         self.filters = nn.ModuleList([*timbral, *temporal])
         front = sum(shape[-1] for shape in (*config.timbral, *config.temporal))
-        self.mid = time_convs(front, config.mid)
-        self.adapted = time_convs(front, config.adapted) if config.adapted else nn.ModuleList()
+        self.mid = nn.ModuleList(
+            [TimeConv(front, config.mid), TimeConv(config.mid, config.mid), TimeConv(config.mid, config.mid)]
+        )
         self.pooled = 2 * (front + 3 * config.mid)
-        self.embedding_size = self.pooled + config.features + 2 * 3 * config.adapted
+        self.embedding_size = self.pooled + config.features
         self.has_features = config.features > 0
         if self.has_features:
             self.dense = nn.Linear(self.pooled, config.features)
@@ -140,18 +126,19 @@ class MusicalBranch(nn.Module):
 
     def forward(self, mel: Tensor) -> Tensor:
         """[B, 1, 96, T] -> [B, embedding_size]."""
-        front = self.front(mel)
-        parts = pool_parts(torch.cat([front, *residuals(self.mid, front)], 1).float())
-        found = [parts]
-        if self.has_features:
-            found.append(self.features(parts.flatten(0, 1)).unflatten(0, parts.shape[:2]))
-        if self.adapted:
-            found.append(pool_parts(torch.cat(residuals(self.adapted, front), 1).float()))
-        return torch.cat(found, 2).mean(1)
+        parts = pool_parts(self.frames(mel).float())
+        if not self.has_features:
+            return parts.mean(1)
+        features = self.features(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
+        return torch.cat([parts, features], 2).mean(1)
 
-    def front(self, mel: Tensor) -> Tensor:
-        """[B, 1, 96, T] -> what the filters find, [B, filters, T]."""
-        return torch.cat([filters(mel) for filters in self.filters], 1)
+    def frames(self, mel: Tensor) -> Tensor:
+        """[B, 1, 96, T] -> what the filters and the convolutions find, [B, pooled / 2, T]."""
+        front = torch.cat([filters(mel) for filters in self.filters], 1)
+        first = self.mid[0](front)
+        second = self.mid[1](first) + first
+        third = self.mid[2](second) + second
+        return torch.cat([front, first, second, third], 1)
 
     def features(self, pooled: Tensor) -> Tensor:
         """Maxima and means [B, pooled] -> musicnn's penultimate layer [B, features]."""

@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from model.engine import to_openvino
 from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel
-from model.network import MusicalBranch, NetworkConfig, residuals
+from model.network import MusicalBranch, NetworkConfig
 from model.training import warm_start
 from model.unfolding import unfold_filters
 
+FEATURES = 200
+"""Of musicnn's penultimate layer."""
 MUSICNN_FRAMES = 187
 """Frames of musicnn's window, 3 s."""
 YAMNET_WINDOW_S = 0.975
@@ -51,7 +53,7 @@ class LiveMusicnn(nn.Module):
 
     def __init__(self, weights: warm_start.Weights) -> None:
         super().__init__()
-        config = warm_start.config_of(weights, NetworkConfig(band_stride=1))
+        config = warm_start.config_of(weights, NetworkConfig(band_stride=1, features=FEATURES))
         self.mel_norm = nn.BatchNorm2d(1, eps=1e-3)
         self.branch = MusicalBranch(config)
         warm_start.load_musical_branch(self.branch, self.mel_norm, weights)
@@ -62,8 +64,7 @@ class LiveMusicnn(nn.Module):
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 96, 187] -> ([B, 200], [B, 50])."""
-        front = self.branch.front(self.mel_norm(mel[:, None]))
-        frames = torch.cat([front, *residuals(self.branch.mid, front)], 1)
+        frames = self.branch.frames(self.mel_norm(mel[:, None]))
         features = self.branch.features(torch.cat([frames.amax(2), frames.mean(2)], 1))
         return features, self.out(features).sigmoid()
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.bundle import Bundle, Calibration, save_bundle
+from model.bundle import Bundle, Calibration, load_bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
 from model.frontend import HOP
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
@@ -48,6 +48,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
 
 
+WARM_RATE: Final = 0.15
+"""Share of the learning rate for convolutions that start from musicnn."""
 LUCK: Final = 0.005
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
@@ -77,7 +79,9 @@ class TrainSettings:
     musicnn: Path | None = None
     """Folder of the unpacked musicnn wheel: a teacher, and where the musical branch starts from."""
     warm_start: bool = True
-    """Whether the musical branch is musicnn's, frozen, or is trained from scratch."""
+    """Whether the musical branch starts from musicnn, its filters frozen, or from scratch."""
+    init: Path | None = None
+    """Folder of a bundle to go on from, its filters frozen; of other tags, its last layer is left out."""
     cache: Path | None = None
     """Folder of log-mels and lessons, which several runs may share; none: in `out`."""
     steps: int = 2500
@@ -153,16 +157,26 @@ class Student:
                 module.eval()
 
     def parameters(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser: biases and norms do not decay."""
-        learning = [
-            parameter
-            for module in (self.network, self.distiller)
-            for parameter in module.parameters()
-            if parameter.requires_grad
-        ]
+        """Groups for the optimiser: biases and norms do not decay, and what starts warm learns slowly."""
+        warm = set()
+        if self.settings.warm_start and self.settings.musicnn and self.settings.init is None:
+            warm = {
+                id(p)
+                for part in self.network.branches
+                if isinstance(part, MusicalBranch)
+                for p in part.parameters()
+            }
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        for parameter in (*self.network.parameters(), *self.distiller.parameters()):
+            if parameter.requires_grad:
+                groups.setdefault((id(parameter) in warm, parameter.ndim > 1), []).append(parameter)
         return [
-            {"params": [p for p in learning if p.ndim > 1], "weight_decay": self.settings.weight_decay},
-            {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+            {
+                "params": parameters,
+                "lr": self.settings.learning_rate * (WARM_RATE if is_warm else 1.0),
+                "weight_decay": self.settings.weight_decay if matrix else 0.0,
+            }
+            for (is_warm, matrix), parameters in groups.items()
         ]
 
 
@@ -195,6 +209,7 @@ def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path
         TrainingError: there is nothing to train on or to validate with, or the settings contradict each
         other.
         DeviceError: there is no such device.
+        BundleError: the bundle to go on from cannot be used.
     """
     if settings.calibration is not None:
         _read_calibration(settings.calibration, settings.tags)  # before an hour is spent
@@ -273,15 +288,34 @@ def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
-    """A network with random weights; given musicnn, its musical branch is that, and frozen."""
+    """A network with random weights, or a bundle's; given musicnn, its musical branch starts from that."""
+    if settings.init is not None:
+        return _network_of(settings.init, settings.tags)
     if not (settings.warm_start and settings.teachers and settings.musicnn and settings.network.musical):
         return TaggerNetwork(settings.tags, settings.network)
     weights = warm_start.read_musicnn(settings.musicnn, load_teach(settings.teachers).read_checkpoint)
     network = TaggerNetwork(settings.tags, warm_start.config_of(weights, settings.network))
     branch = cast("MusicalBranch", network.branches[0])
     warm_start.load_musical_branch(branch, network.mel_norm, weights)
-    for frozen in (network.mel_norm, branch.filters, branch.mid, branch.dense, branch.norm):
-        frozen.requires_grad_(requires_grad=False)
+    return _with_frozen_filters(network)
+
+
+def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
+    bundle, trained = load_bundle(folder)
+    network = TaggerNetwork(tags, bundle.network)
+    last = ("head.out.", "head.straight.") if tags != bundle.tags else ()
+    state = {
+        name: value for name, value in trained.state_dict().items() if not (last and name.startswith(last))
+    }
+    network.load_state_dict(state, strict=False)
+    return _with_frozen_filters(network)
+
+
+def _with_frozen_filters(network: TaggerNetwork) -> TaggerNetwork:
+    for branch in network.branches:
+        if isinstance(branch, MusicalBranch):
+            for frozen in (network.mel_norm, branch.filters):
+                frozen.requires_grad_(requires_grad=False)
     return network
 
 
@@ -313,7 +347,7 @@ def descend(
     network = student.network
     vocal = settings.tags.index("vocal") if "vocal" in settings.tags else None
     sampler = Sampler(learn, balance(learn), settings.batch, settings.seed, vocal, augment=settings.augment)
-    optimiser = torch.optim.AdamW(student.parameters(), settings.learning_rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings.steps))
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(_decay(settings)), use_buffers=True

@@ -22,8 +22,6 @@ Weights = dict[str, NDArray[np.float32]]
 ALIVE = 1e-3
 """A filter is alive if its norm is above this share of the largest one's."""
 BN_EPS = 1e-3
-ADAPTED = 32
-"""Channels of the convolutions that learn beside musicnn's, which stay as they are."""
 
 
 def _suffix(name: str, index: int) -> str:
@@ -47,15 +45,13 @@ def alive_mid(weights: Weights) -> NDArray[np.intp]:
 
 
 def config_of(weights: Weights, base: NetworkConfig) -> NetworkConfig:
-    """`base` with just the live filters of this checkpoint, and its features, in the musical branch."""
+    """`base` with just the live filters of this checkpoint in its musical branch."""
     n = [len(alive_filters(weights, index)) for index in range(5)]
     return replace(
         base,
         timbral=((38, 7, n[0]), (67, 7, n[1])),
         temporal=((128, n[2]), (64, n[3]), (32, n[4])),
         mid=len(alive_mid(weights)),
-        features=weights["dense/bias"].size,
-        adapted=ADAPTED,
     )
 
 
@@ -114,10 +110,11 @@ def load_musical_branch(branch: MusicalBranch, mel_norm: nn.BatchNorm2d, weights
         out = _constants(weights, 5 + step, 6 + step)
         constants = out if step == 0 else out + constants
         alive_in = alive_out
-    kernel, bias = live_dense(weights)
-    _set(branch.dense.weight, kernel.T)
-    _set(branch.dense.bias, bias)
-    set_norm(branch.norm, weights, 10)
+    if branch.has_features:
+        kernel, bias = live_dense(weights)
+        _set(branch.dense.weight, kernel.T)
+        _set(branch.dense.bias, bias)
+        set_norm(branch.norm, weights, 10)
 
 
 def live_dense(weights: Weights) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

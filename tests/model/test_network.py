@@ -68,7 +68,7 @@ def test_a_row_does_not_depend_on_its_batch(network: TaggerNetwork) -> None:
         NetworkConfig(musical=False),
         NetworkConfig(texture=()),
         NetworkConfig(band_stride=4, mid=16, hidden=32),
-        NetworkConfig(mid=8, features=12, adapted=4),
+        NetworkConfig(mid=8, features=12),
     ],
     ids=["texture only", "musical only", "small", "with features"],
 )

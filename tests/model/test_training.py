@@ -112,6 +112,26 @@ def test_from_a_manifest_of_other_tags_to_a_bundle_that_tags(manifest: Path, tmp
     assert scores["beat"] > scores["drone"]
 
 
+def test_training_goes_on_from_a_bundle_of_other_tags_whose_filters_stay_as_they_are(
+    manifest: Path, tmp_path: Path
+) -> None:
+    first = train(settings_for(manifest, tmp_path / "first", tags=("beat",), steps=2))
+
+    second = train(settings_for(manifest, tmp_path / "second", init=first, steps=4, learning_rate=1e-3))
+
+    (_, before), (bundle, after) = load_bundle(first), load_bundle(second)
+    assert bundle.tags == ("beat", "drone")
+    changed = {
+        name: not torch.equal(value, after.state_dict()[name])
+        for name, value in before.state_dict().items()
+        if not name.startswith(("head.out", "head.straight", "log_mel"))
+    }
+    assert not any(changed[name] for name in changed if ".filters." in name)
+    assert changed["head.hidden.weight"]
+    drift = (before.head.hidden.weight - after.head.hidden.weight).abs().max()
+    assert drift < 0.1  # it went on from there, and did not start anew
+
+
 def test_a_run_that_was_stopped_resumes_to_the_same_weights(manifest: Path, tmp_path: Path) -> None:
     class StopError(Exception):
         pass
@@ -193,7 +213,7 @@ def test_codecs_encode_at_every_rate(container: str, encoder: str, rates: tuple[
 
 def test_filters_that_do_not_learn_are_computed_fast_and_the_rest_of_their_branch_learns() -> None:
     torch.manual_seed(0)
-    branch = MusicalBranch(NetworkConfig(mid=4, features=6, adapted=3))
+    branch = MusicalBranch(NetworkConfig(mid=4, features=6))
     branch.filters.requires_grad_(requires_grad=False)
     mel = torch.rand(2, 1, 96, 313)
 
@@ -203,7 +223,7 @@ def test_filters_that_do_not_learn_are_computed_fast_and_the_rest_of_their_branc
 
     torch.testing.assert_close(embedding, branch(mel), atol=1e-3, rtol=1e-3)
     assert type(fast.filters[0]) is not type(branch.filters[0])
-    assert all(parameter.grad is not None for parameter in branch.adapted.parameters())
+    assert all(parameter.grad is not None for parameter in branch.mid.parameters())
     assert all(parameter.grad is None for parameter in branch.filters.parameters())
 
 
