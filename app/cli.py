@@ -212,6 +212,10 @@ def train(
         str | None,
         typer.Option(help="Folder of a bundle to go on from, or `shipped`: the one that comes with this."),
     ] = None,
+    keep: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the --init weights in the result, against forgetting."),
+    ] = None,
     cache: Annotated[
         Path | None,
         typer.Option(help="Folder of log-mels and lessons, which runs may share; none: in --out."),
@@ -259,6 +263,7 @@ def train(
         "musicnn": musicnn,
         "warm_start": warm_start,
         "init": _bundle_of(init) if init is not None else None,
+        "keep": keep,
         "cache": cache,
         "calibration": calibration,
         "steps": steps,

@@ -19,7 +19,7 @@ SHARPNESS: Final = (0.0, 0.5, 1.0, 2.0, 8.0)
 WORTH: Final = 0.003
 """A sharper pooling than the mean must earn this much ROC-AUC: less is luck on a few hundred clips."""
 
-FLAT: Final = 0.04
+FLAT: Final = 0.02
 """Thresholds whose F1 is within this of the best count as equally good."""
 
 
@@ -42,8 +42,20 @@ def calibrate(
 
 
 def platt(logits: NDArray[np.float64], labels: NDArray[np.float32]) -> tuple[float, float]:
-    """Scale and bias by logistic regression on one feature (Platt 1999), weakly regularised."""
-    model = LogisticRegression(C=10.0).fit(logits[:, None], labels.round().astype(int))
+    """Scale and bias by logistic regression on one feature, towards Platt's targets (1999).
+
+    These are not 1 and 0 but (P + 1) / (P + 2) and 1 / (N + 2) with P positives and N negatives: few clips
+    that happen to be told apart well do not make the scores extreme.
+    """
+    applies = labels >= 0.5
+    positives = int(applies.sum())
+    low, high = 1 / (len(labels) - positives + 2), (positives + 1) / (positives + 2)
+    targets = np.where(applies, high, low)
+    model = LogisticRegression(C=10.0).fit(
+        np.concatenate([logits, logits])[:, None],
+        np.repeat([1, 0], len(logits)),
+        sample_weight=np.concatenate([targets, 1 - targets]),
+    )
     return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 

@@ -50,7 +50,7 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 WARM_RATE: Final = 0.15
 """Share of the learning rate for convolutions that start from musicnn."""
-LUCK: Final = 0.005
+LUCK: Final = 0.01
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
 
@@ -82,6 +82,8 @@ class TrainSettings:
     """Whether the musical branch starts from musicnn, its filters frozen, or from scratch."""
     init: Path | None = None
     """Folder of a bundle to go on from, its filters frozen; of other tags, its last layer is left out."""
+    keep: float = 0.0
+    """Share of `init` in the result, by averaging the weights: less of what it knew is forgotten."""
     cache: Path | None = None
     """Folder of log-mels and lessons, which several runs may share; none: in `out`."""
     steps: int = 2500
@@ -233,8 +235,21 @@ def fit(
     network = new_network(settings).to(device)
     opinion = torch.from_numpy(opinion_scale(learn)).to(device)
     student = Student(network, learn.soft.shape[2], opinion, settings)
-    network.load_state_dict(descend(student, learn, held_out, settings, device, progress))
+    initial = {name: value.clone() for name, value in network.state_dict().items()}
+    best = descend(student, learn, held_out, settings, device, progress)
+    network.load_state_dict(interpolate(best, initial, settings.keep))
     return network.eval()
+
+
+def interpolate(state: dict[str, Tensor], initial: dict[str, Tensor], keep: float) -> dict[str, Tensor]:
+    """Weights between those of before and after fine-tuning: more robust than either where sources are new.
+
+    (Wortsman et al. 2022, `Robust fine-tuning of zero-shot models`.)
+    """
+    return {
+        name: torch.lerp(value, initial[name], keep) if value.is_floating_point() else value
+        for name, value in state.items()
+    }
 
 
 def opinion_scale(learn: Material) -> NDArray[np.float32]:

@@ -128,6 +128,8 @@ def test_training_goes_on_from_a_bundle_of_other_tags_whose_filters_stay_as_they
     }
     assert not any(changed[name] for name in changed if ".filters." in name)
     assert changed["head.hidden.weight"]
+    kept = load_bundle(train(settings_for(manifest, tmp_path / "kept", init=first, steps=2, keep=1.0)))[1]
+    torch.testing.assert_close(kept.head.hidden.weight, before.head.hidden.weight)
     drift = (before.head.hidden.weight - after.head.hidden.weight).abs().max()
     assert drift < 0.1  # it went on from there, and did not start anew
 
