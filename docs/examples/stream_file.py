@@ -1,4 +1,4 @@
-"""Feed a file to WS /v1/stream as a radio station would, a piece at a time, and print the scores as they come.
+"""Feed a file to WS /v1/stream as a radio would, a piece at a time, and print the scores as they come.
 
     python docs/examples/stream_file.py song.mp3 --speed 20
 
