@@ -189,10 +189,16 @@ function show(clip) {
   if (clip !== shown) {
     shown = clip;
     table.chosen = clip;
-    audio.src = clip.url;
+    load(clip.file.size ? clip.url : "");
   }
   table.draw();
   drawResult();
+}
+
+function load(url) {
+  if (url) audio.src = url;
+  else audio.removeAttribute("src");
+  audio.load();
 }
 
 function drawResult() {
@@ -405,8 +411,7 @@ byId("theme").addEventListener("click", nextTheme);
 byId("clear").addEventListener("click", () => {
   for (const clip of clips.splice(0)) clip.drop();
   shown = table.chosen = null;
-  audio.removeAttribute("src");
-  audio.load();
+  load("");
   table.draw();
   drawResult();
   byId("choose").focus();

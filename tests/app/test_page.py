@@ -27,6 +27,7 @@ SONG: FilePayload = {
     "buffer": (WEB / "samples" / "song.opus").read_bytes(),
 }
 MOST_BYTES = 150_000
+SOUNDING_MS = 30_000  # live scores come as the sound does
 
 
 @pytest.fixture(scope="module")
@@ -294,9 +295,10 @@ def test_the_microphone_is_tagged_live_until_it_is_stopped(server: Process, brow
         page.get_by_role("button", name="Microphone").click()
         expect(page.locator("#progress-text")).to_have_text("Listening. The first scores come after 5 s")
         expect(page.get_by_role("button", name="Stop")).to_be_focused()
+        facts = page.locator("#clip-facts")
+        expect(facts).to_contain_text(re.compile(r"The last 5 s, scored \d+ ms after"), timeout=SOUNDING_MS)
         expect(page.locator("#scores li")).to_have_count(len(server.get("/v1/model").json()["tags"]))
-        expect(page.locator("#clip-facts")).to_contain_text(re.compile(r"The last 5 s, scored \d+ ms after"))
-        expect(page.locator("#clip-facts")).to_contain_text("The last 10 s")
+        expect(facts).to_contain_text("The last 10 s", timeout=SOUNDING_MS)
         expect(page.locator("#clock")).to_have_text(re.compile(r"^0:1\d$"))
         assert is_drawn(page, "#wave", 2)
         assert is_drawn(page, "#strips", 4)
@@ -305,7 +307,7 @@ def test_the_microphone_is_tagged_live_until_it_is_stopped(server: Process, brow
 
         page.keyboard.press("Enter")
 
-        expect(page.locator("#clip-facts")).to_contain_text("pcm_s16le")
+        expect(facts).to_contain_text("pcm_s16le")
         expect(page.locator("#news")).to_contain_text("Live")
         expect(page.locator("#live-stop")).to_be_hidden()
         expect(page.locator("#stage")).to_be_focused()
@@ -319,9 +321,10 @@ def test_the_microphone_is_tagged_live_until_it_is_stopped(server: Process, brow
 def test_a_file_is_tagged_live_as_it_plays(server: Process, tab: Tab) -> None:
     page = tab.page
     page.locator("#live-files").set_input_files(CLIPS / "sung_pop.opus")
-    expect(page.locator("#clip-facts")).to_contain_text("The last 10 s")
+    expect(page.locator("#clip-facts")).to_contain_text("The last 10 s", timeout=SOUNDING_MS)
 
-    expect(page.locator("#clip-facts")).to_contain_text("pcm_s16le")  # it has ended, and so has the stream
+    # When it has ended, so has the stream.
+    expect(page.locator("#clip-facts")).to_contain_text("pcm_s16le", timeout=SOUNDING_MS)
 
     posted = {
         tag: float(score) for tag, score in scores_of(server, (CLIPS / "sung_pop.opus").read_bytes()).items()
