@@ -45,8 +45,8 @@ Sent = TypeVar("Sent", bound=BaseModel)
 async def stream(websocket: WebSocket) -> None:
     """Listen to one stream until it ends, fails, or the service stops."""
     state = cast(State, websocket.app.state.tagger_service)
-    if problem := origin_problem(websocket, state.settings):
-        await websocket.send_denial_response(response_of(problem, websocket.scope))
+    if refusal := origin_problem(websocket, state.settings):
+        await websocket.send_denial_response(response_of(refusal, websocket.scope))
         return
     await websocket.accept()
     try:
@@ -58,8 +58,8 @@ async def stream(websocket: WebSocket) -> None:
     except AudioError as error:
         await _refuse(websocket, from_audio(error), state.settings)
     except Exception as error:
-        problem = log_unexpected(error, websocket.scope["state"]["request_id"])
-        await _refuse(websocket, problem, state.settings)
+        unexpected = log_unexpected(error, websocket.scope["state"]["request_id"])
+        await _refuse(websocket, unexpected, state.settings)
 
 
 def origin_problem(websocket: WebSocket, settings: Settings) -> ProblemError | None:

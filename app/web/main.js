@@ -208,6 +208,7 @@ function drawResult() {
   byId("clip-name").textContent = clip.name;
   byId("clip-facts").textContent = clip.answer ? facts(clip) : "";
   byId("play").disabled = !clip.answer || isLive() || ["noWave", "liveGone"].includes(clip.waveNote);
+  byId("timeline-help").hidden = byId("play").disabled;
   byId("live-stop").hidden = !isLive();
   drawProgress(clip);
   drawProblem(clip);
