@@ -36,18 +36,9 @@ class Admission:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it with the problem that keeps it out."""
-        if scope["type"] == "websocket":
-            await self._websocket(scope, receive, send)
-        elif scope["type"] == "http":
+        if scope["type"] == "http":
             await self._http(scope, receive, send)
-        else:
-            await self._app(scope, receive, send)
-
-    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if key_problem(scope, self._state.settings.api_keys):
-            await receive()
-            await send({"type": "websocket.close", "code": 1008})
-        else:
+        else:  # a stream is judged by its route, as its first message may bear the key
             await self._app(scope, receive, send)
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -184,11 +175,15 @@ def needs_key(path: str) -> bool:
     return path not in OPEN_PATHS and not path.startswith(OPEN_PREFIXES)
 
 
-def key_problem(scope: Scope, hashes: tuple[str, ...]) -> ProblemError | None:
-    """Judge a request's key from its headers alone. Every hash is compared, each in constant time."""
+def key_problem(scope: Scope, hashes: tuple[str, ...], key_sent: str | None = None) -> ProblemError | None:
+    """Judge the key in a request's headers; where there is none, `key_sent`, which came another way.
+
+    Every hash is compared, each in constant time.
+    """
     if not hashes or not needs_key(scope["path"]):
         return None
-    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    sent = f"Bearer {key_sent or ''}"
+    scheme, _, key = Headers(scope=scope).get("authorization", sent).partition(" ")
     if scheme.lower() != "bearer" or not key.strip():
         return ProblemError("key-missing", headers={"WWW-Authenticate": "Bearer"})
     presented = hash_key(key.strip())

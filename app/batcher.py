@@ -123,11 +123,14 @@ class Batcher:
 
     # What is let in
 
-    def admit(self, segments: int) -> Lane:
-        """Reserve room for a clip with at most `segments` in the queue at once. Raises QueueFullError."""
+    def admit(self, segments: int, *, counted_elsewhere: bool = False) -> Lane:
+        """Reserve room for a clip with at most `segments` in the queue at once. Raises QueueFullError.
+
+        `counted_elsewhere`: come in even if the queue is full, as their number has a bound of its own.
+        """
         lane = Lane(self, 0)
         with self._changed:
-            if not self.has_room(segments):
+            if not (counted_elsewhere or self.has_room(segments)):
                 raise QueueFullError(f"{self._reserved} of {self._queue_segments} segments are taken")
             self._reserve(lane, segments)
         return lane

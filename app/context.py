@@ -17,7 +17,7 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Pages load nothing from outside, whatever their scripts want: ReDoc asks for a logo.
 # The docs have inline scripts; a page that has none brings its own, stricter one.
 PAGES_POLICY: Final = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'self'"
-METHODS: Final = frozenset({"GET", "POST"})
+METHODS: Final = frozenset({"GET", "POST", "WS"})
 
 
 class RequestContext:
@@ -29,13 +29,16 @@ class RequestContext:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
-        if scope["type"] != "http":
+        if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
         started = time.monotonic()
         state = scope.setdefault("state", {})
         state["started"] = started
         state["request_id"] = request_id_of(scope)
+        if scope["type"] == "websocket":
+            await self._stream(scope, receive, send)
+            return
         answer = _Answer(send, state["request_id"])
         try:
             await self._app(scope, receive, answer.send)
@@ -48,6 +51,18 @@ class RequestContext:
                 await response_of(problem, scope)(scope, receive, answer.send)
         finally:
             self._note(scope, answer.status, time.monotonic() - started)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """A stream answers its failures itself. Its length is the client's choice, so it is not measured."""
+        state = scope["state"]
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            operation, outcome = operation_of(scope), state.get("outcome", "ok")
+            self._metrics.requests.labels(operation, outcome).inc()
+            line = {"operation": operation, "outcome": outcome, "request_id": state["request_id"]}
+            seconds = round(time.monotonic() - state["started"], 1)
+            logger.info("stream", extra={**line, "seconds": seconds})
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
@@ -83,7 +98,8 @@ class _Answer:
 def operation_of(scope: Scope) -> str:
     """Name the operation by its route's template: few values, and nothing that a client made up."""
     path = getattr(scope.get("route"), "path", None)
-    return f"{scope['method']} {path}" if path and scope["method"] in METHODS else "unmatched"
+    method = scope.get("method", "WS")
+    return f"{method} {path}" if path and method in METHODS else "unmatched"
 
 
 def request_id_of(scope: Scope) -> str:

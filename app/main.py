@@ -22,9 +22,17 @@ from app.admission import Admission, needs_key
 from app.context import RequestContext
 from app.examples import examples_of, threshold_example
 from app.pipeline import Pipeline
-from app.routes import batch, health, huggingface, model, page, tags
+from app.routes import batch, health, huggingface, model, page, stream, tags
 from app.routes import problems as problem_routes
-from app.schemas import LabelRequest, Problem
+from app.schemas import (
+    LabelRequest,
+    Problem,
+    StreamEnd,
+    StreamFinal,
+    StreamProblem,
+    StreamStart,
+    StreamWindow,
+)
 from app.settings import Settings
 from app.state import State
 from model.bundle import Bundle
@@ -64,7 +72,7 @@ def create_app(
     )
     app.state.tagger_service = state
     problems.install(app)
-    for routes in (tags, batch, huggingface, model, health, problem_routes):
+    for routes in (tags, batch, huggingface, stream, model, health, problem_routes):
         app.include_router(routes.router)
     app.include_router(page.router)
     app.mount("/web", page.files)
@@ -90,6 +98,7 @@ def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any
             yield
         finally:
             state.draining = True
+            state.stopping.set()
             for task in tasks:
                 task.cancel()
             await asyncio.to_thread(pipeline.close)
@@ -138,7 +147,10 @@ def _describe(app: FastAPI, state: State) -> None:
         schema = generate()
         components = schema.setdefault("components", {})
         _, schemas = models_json_schema(
-            [(Problem, "serialization"), (LabelRequest, "validation")],
+            [
+                *((sent, "validation") for sent in (LabelRequest, StreamStart, StreamEnd)),
+                *((told, "serialization") for told in (Problem, StreamWindow, StreamFinal, StreamProblem)),
+            ],
             ref_template="#/components/schemas/{model}",
         )
         components.setdefault("schemas", {}).update(schemas["$defs"])

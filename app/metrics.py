@@ -68,6 +68,13 @@ class Metrics:
         self.queue_depth = self._gauge("queue_segments", "Segments that wait for the device.")
         self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held.")
         self.workers = self._gauge("workers_alive", "Workers that live; 0 means that nothing is served.")
+        self.listeners = self._gauge("streams_open", "Streams that are listened to.")
+        self.windows = Counter(
+            f"{PREFIX}_stream_windows", "Windows told to streams as they went.", registry=self.registry
+        )
+        self.stream_latency = self._seconds(
+            "stream_latency", "From the arrival of a window's last sample to its scores."
+        )
         self.ready = self._gauge("ready", "Whether /health/ready answers 200.")
 
     def seen_batch(self, segments: int, seconds: float) -> None:

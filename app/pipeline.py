@@ -195,6 +195,22 @@ class Pipeline:
             lane.release()
             self._close_later(decoder)
 
+    async def embed(self, segment: Segment) -> Row:
+        """One segment of a stream, in the batches that all clips share.
+
+        It finds room in a full queue, too: streams are counted themselves, and each has one segment at most.
+        Raises ProblemError.
+        """
+        lane = self.batcher.admit(1, counted_elsewhere=True)
+        try:
+            return await asyncio.wrap_future(lane.submit(segment))
+        except BatchFailedError as error:
+            raise ProblemError("batch-failed") from error
+        except StoppedError as error:
+            raise ProblemError("draining", retry_after_s=1) from error
+        finally:
+            lane.release()
+
     async def _embed_all(self, decoder: Decoder, lane: Lane, work: Work) -> None:
         ended = False
         while not ended:

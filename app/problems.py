@@ -82,6 +82,12 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         "The API key is not known here.",
         "Ask the operator of this service for a valid key.",
     ),
+    "origin": Kind(
+        403,
+        "Pages of this origin may not listen here",
+        "The Origin header names another site than this service's own page.",
+        "Ask the operator to name the origin in TAGGER_CORS_ORIGINS.",
+    ),
     "not-found": Kind(
         404, "There is nothing here", "No operation has this path.", "See /docs for the operations."
     ),
@@ -96,6 +102,12 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
         "The body arrives too slowly",
         "No byte of the body arrived for 10 s.",
         "Send it again over a faster line, or send a smaller file: MP3 or Opus instead of WAV.",
+    ),
+    "stream-idle": Kind(
+        408,
+        "The stream stands still",
+        "No message arrived for 15 s.",
+        'Send sound as it comes, {"end": true} at its end, and open a new stream after a pause.',
     ),
     "too-many-bytes": Kind(
         413,
@@ -152,6 +164,9 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
     "queue-full": Kind(429, "The queue is full", "As much work is admitted as the service can hold.", LATER),
     "bytes-full": Kind(
         429, "Too many uploads at once", "As many bytes are held as the service can hold.", LATER
+    ),
+    "listeners-full": Kind(
+        429, "Too many streams at once", "As many streams are open as the service can hold.", LATER
     ),
     "internal": Kind(
         500,

@@ -3,9 +3,9 @@
 Models that name tags have no example here: theirs are made of the tags that are served (see `app.examples`).
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Score = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
@@ -134,6 +134,63 @@ class BatchResponse(BaseModel):
     items: list[BatchItem]
 
 
+class StreamStart(BaseModel):
+    """The first message of a stream: what follows as binary messages."""
+
+    model_config = _example({"encoding": "pcm_s16le", "sample_rate_hz": 44100}, extra="forbid")
+
+    encoding: Literal["pcm_s16le", "container"] = Field(
+        description="pcm_s16le: mono samples of 16 bits, little-endian. container: the bytes of a file in "
+        "any format that is known here, told by content, in pieces of any size."
+    )
+    sample_rate_hz: int | None = Field(
+        default=None, ge=4_000, le=192_000, description="Of pcm_s16le, which cannot tell it itself."
+    )
+    threshold: str | None = Field(default=None, max_length=2000, description="As in the query of /v1/tags.")
+    key: str | None = Field(
+        default=None,
+        max_length=2000,
+        repr=False,
+        description="The API key, for those who cannot send it as a header: web pages.",
+    )
+
+    @model_validator(mode="after")
+    def _check_rate(self) -> Self:
+        if (self.encoding == "pcm_s16le") != (self.sample_rate_hz is not None):
+            raise ValueError("sample_rate_hz belongs to pcm_s16le, and to it alone")
+        return self
+
+
+class StreamEnd(BaseModel):
+    """The last message of a stream: what was sent is all there is."""
+
+    model_config = _example({"end": True}, extra="forbid")
+
+    end: Literal[True]
+
+
+class StreamWindow(BaseModel):
+    """Told at every hop: the scores of the last two segments; of the first one alone after the first hop."""
+
+    event: Literal["window"] = "window"
+    start_s: Seconds = Field(description="From the beginning of the stream.")
+    end_s: Seconds
+    scores: dict[str, Score]
+    present: dict[str, bool] = Field(description="Whether score >= threshold.")
+    latency_ms: Milliseconds = Field(
+        description="From the arrival of the message that completed the window to this answer."
+    )
+
+
+class StreamFinal(BaseModel):
+    """Told after the end: the scores of the whole stream."""
+
+    event: Literal["final"] = "final"
+    tags: list[TagScore] = Field(description="In the model's order.")
+    audio: Audio
+    model: ModelName
+
+
 class Label(BaseModel):
     """One tag's score as `huggingface_hub` names it."""
 
@@ -211,3 +268,10 @@ class Problem(BaseModel):
     detail: str = Field(description="What was wrong this time.")
     instance: str = Field(description="The path and the request's id, which the log names too.")
     hint: str = Field(description="What to do next.")
+
+
+class StreamProblem(Problem):
+    """Told when a stream fails, before it is closed."""
+
+    event: Literal["problem"] = "problem"
+    retry_after_s: int | None = Field(default=None, ge=1, description="Seconds after which to try again.")

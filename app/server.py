@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs
+from app.listener import MOST_MESSAGE_BYTES
 from app.logs import logger
 from app.main import create_app
 from app.settings import Settings
@@ -41,6 +42,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Whether to close the port now; uvicorn asks ten times a second."""
+        if self._state.draining:
+            self._state.stopping.set()  # here, because a signal's handler would not wake the loop
         return await super().on_tick(counter) and self._may_close()
 
     def _may_close(self) -> bool:
@@ -83,6 +86,8 @@ def _listen(config: uvicorn.Config) -> socket.socket:
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        ws_max_size=MOST_MESSAGE_BYTES,
+        ws_per_message_deflate=False,  # sound does not get smaller, and each stream would hold its windows
         host=settings.host,
         port=settings.port,
         log_config=None,

@@ -101,6 +101,14 @@ class Settings(BaseSettings):
     """Most segments admitted at once; a new clip counts `clip_segments` until it proves shorter. Low: 429
     though the deadline could be kept. High: admitted clips wait longer, up to their deadline."""
 
+    max_listeners: int = Field(default=64, ge=0, le=10_000)
+    """Streams (`/v1/stream`) that are open at once; 0 turns them off. Low: listeners are told to come back
+    later. High: each takes a thread and some MB, and in real time a segment's work every 5 s, before which
+    uploads wait."""
+    stream_idle_s: float = Field(default=15.0, gt=0, le=3600)
+    """Seconds without any message, or without the client taking an answer, before a stream is closed. Low:
+    a hiccup of the network, or a pause of the player, ends it. High: stalled clients keep a place longer."""
+
     max_wait_s: float = Field(default=60.0, gt=0, le=3600)
     """Age in seconds of the oldest waiting work from which `/health/ready` is 503. Low: a burst takes the
     instance out of rotation. High: a stuck one stays in it."""

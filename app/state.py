@@ -22,10 +22,12 @@ class State:
         self.loaded: Pipeline | None = None
         self.warm = False
         self.draining = False
+        self.stopping = asyncio.Event()  # as `draining`, for those who wait for it
         self.out_of_time = asyncio.Event()  # the grace time is over: all work is dropped
         self.failed = False
         self.admitted = 0
         self.inflight_bytes = 0
+        self.listeners = 0
         self._on_failure = on_failure
         self._watch()
 
@@ -66,6 +68,7 @@ class State:
 
     def _watch(self) -> None:
         self.metrics.inflight_bytes.set_function(lambda: self.inflight_bytes)
+        self.metrics.listeners.set_function(lambda: self.listeners)
         self.metrics.queue_depth.set_function(lambda: self.loaded.batcher.depth if self.loaded else 0)
         self.metrics.workers.set_function(lambda: int(self.loaded is not None and self.loaded.batcher.alive))
         self.metrics.ready.set_function(lambda: int(self.refusal() is None))

@@ -9,6 +9,7 @@ nor the network.
 import io
 import math
 import re
+import struct
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -72,6 +73,10 @@ _SOURCE_RATES_HZ = range(4_000, 768_001)  # outside, a small file could blow up 
 _MAX_CHANNELS = 64  # what FFmpeg's channel mixer takes
 _MAX_DEMUX_ERRORS = 64  # a container that stumbles again and again has nothing more to give
 _IO_BUFFER_BYTES = 1 << 17
+_BLOCK_S = 1.0  # asking the mixer after every frame would cost more than all its arithmetic
+_LIVE_BLOCK_S = 0.1
+_LIVE_PROBE_US = 1_000_000  # FFmpeg would listen for up to 5 s before it hands out the first sample
+_ENDLESS = 0xFFFFFFFF  # a length in a WAV that is still being written
 
 
 class AudioError(ValueError):
@@ -148,6 +153,8 @@ class AudioReader:
         max_s: what is handed out may be at most this long, counted while decoding, whatever the file claims.
             So a clip longer than `max_s` is refused as a whole, but a part of it that fits can be read. Where
             the format allows no seeking, what is left out at the start may not be longer than this either.
+        live: the clip is still going on: samples are handed out within 0.1 s of being read, for some more
+            work, instead of a second at a time.
 
     Raises:
         EmptyAudioError, NotAudioError, UndecodableAudioError: on opening.
@@ -169,6 +176,7 @@ class AudioReader:
         duration_s: float | None = None,
         min_s: float = 1.0,
         max_s: float = 7200.0,
+        live: bool = False,
     ) -> None:
         if sample_rate_hz not in _SOURCE_RATES_HZ:
             raise ValueError(f"sample_rate_hz must be in 4000..768000, not {sample_rate_hz}")
@@ -181,6 +189,7 @@ class AudioReader:
         self._duration_s = duration_s
         self._min_s = min_s
         self._max_s = max_s
+        self._live = live
         self._input = _Input(source)
         try:
             self._open()
@@ -207,7 +216,7 @@ class AudioReader:
         self._input.close()
 
     def _open(self) -> None:
-        self._container = _open_container(self._input)
+        self._container = _open_container(self._input, self._live)
         try:
             self._stream = _sound_track(self._container)
         except BaseException:
@@ -232,7 +241,7 @@ class AudioReader:
         frames = self._noting_source(frames)
         landed = position = round(landed_s * rate)
         handed_out, peak = 0, 0.0
-        for block in _mono_blocks(frames, rate):
+        for block in _mono_blocks(frames, rate, _LIVE_BLOCK_S if self._live else _BLOCK_S):
             part = block[max(0, first - position) : max(0, int(min(end - position, len(block))))]
             position += len(block)
             handed_out += len(part)
@@ -338,6 +347,13 @@ def read_audio(
         return samples, reader.info
 
 
+def endless_wav_header(sample_rate_hz: int) -> bytes:
+    """What makes mono 16-bit little-endian samples that follow a WAV whose end is not known yet."""
+    form = struct.pack("<4sI4s", b"RIFF", _ENDLESS, b"WAVE")
+    kind = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate_hz, 2 * sample_rate_hz, 2, 16)
+    return form + kind + struct.pack("<4sI", b"data", _ENDLESS)
+
+
 class _Input:
     """The source as a file object with no name, so that FFmpeg cannot guess the format by one."""
 
@@ -382,12 +398,14 @@ def _as_file(source: Source) -> BinaryIO:
     return source
 
 
-def _open_container(source: _Input) -> InputContainer:
+def _open_container(source: _Input, live: bool) -> InputContainer:
     options = {
         "format_whitelist": ",".join(_CONTAINERS),
         "codec_whitelist": ",".join(_DECODERS),
         "protocol_whitelist": "none",
     }
+    if live:
+        options["analyzeduration"] = str(_LIVE_PROBE_US)
     if not source.head:
         raise EmptyAudioError("The clip is empty: it has no bytes.", "Check the file and send it again.")
     try:
@@ -423,17 +441,19 @@ class _SourceFormat(NamedTuple):
         return cls(frame.format.name, frame.layout.name, frame.layout.nb_channels, frame.sample_rate)
 
 
-def _mono_blocks(frames: Iterable[AudioFrame], rate_hz: int) -> Iterator[NDArray[np.float32]]:
-    """Mono blocks [samples] of a second or less at `rate_hz`; frames may change their format on the way."""
+def _mono_blocks(frames: Iterable[AudioFrame], rate_hz: int, block_s: float) -> Iterator[NDArray[np.float32]]:
+    """Mono blocks [samples] of a second or less at `rate_hz`, asked for after every `block_s` seconds read.
+
+    Frames may change their format on the way.
+    """
     for source, alike in groupby(frames, key=_SourceFormat.of):
         graph = _mixer(source, rate_hz)
         waiting = 0
         for frame in alike:
             frame.pts = None
             graph.push(frame)
-            # Asking the graph after every frame costs more than all its arithmetic.
             waiting += frame.samples
-            if waiting >= source.rate_hz:
+            if waiting >= block_s * source.rate_hz:
                 waiting = 0
                 yield from _pull(graph)
         graph.push(None)

@@ -194,11 +194,18 @@ class Tagger:
         """Segments [B, segment_samples] -> embeddings [B, E], row by row, on the device."""
         return self._engine(segments)
 
-    @torch.inference_mode()
     def finish(self, embeddings: FloatArray, audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
         """All embeddings of a clip in order [N, E] -> its tagging; the first segment began at `start_s`."""
-        windows = torch.from_numpy(window_means(embeddings)).to(self._device)
-        logits = self._network.classify(windows).cpu().numpy().astype(np.float64)
+        return self.conclude(self.classify(window_means(embeddings)), audio, start_s=start_s)
+
+    @torch.inference_mode()
+    def classify(self, windows: FloatArray) -> NDArray[np.float64]:
+        """Windows [W, E] -> a logit for each tag, [W, T]."""
+        logits = self._network.classify(torch.from_numpy(windows).to(self._device))
+        return np.asarray(logits.cpu().numpy(), np.float64)
+
+    def conclude(self, logits: NDArray[np.float64], audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
+        """All windows' logits of a clip in order [W, T] -> its tagging."""
         calibrations = [self.bundle.calibration[tag] for tag in self.bundle.tags]
         columns = list(zip(self.bundle.tags, calibrations, logits.T, strict=True))
         scores = {tag: float(score(np.array(pool_logits(z, c.pooling)), c)) for tag, c, z in columns}
@@ -217,3 +224,39 @@ class Tagger:
             )
             for start, row in zip(starts, scores, strict=True)
         )
+
+
+class Rolling:
+    """The scores of a clip that is still going on: add a segment, get the window that it completes.
+
+    Of what was heard it keeps one embedding and T numbers a window (hop of 5 s): some 60 kB an hour.
+    """
+
+    def __init__(self, tagger: Tagger) -> None:
+        self._tagger = tagger
+        self._segments = 0
+        self._last: list[FloatArray] = []
+        self._logits: list[NDArray[np.float64]] = []
+
+    def add(self, embedding: FloatArray, heard_s: float) -> WindowScores:
+        """Embedding [E] of the next segment -> scores of the last two segments; of the first one alone.
+
+        `heard_s` is the length of the clip so far, in seconds, at which the last window ends.
+        """
+        bundle = self._tagger.bundle
+        segments = [*self._last, embedding]
+        logits = self._tagger.classify(window_means(np.stack(segments)))[0]
+        self._segments += 1
+        if self._segments == SEGMENTS_PER_WINDOW:
+            self._logits.clear()  # the first segment alone was a makeshift: it is part of a window now
+        start_s = len(self._logits) * bundle.hop_s
+        self._logits.append(logits)
+        self._last = segments[1 - SEGMENTS_PER_WINDOW :]
+        scores = {
+            tag: float(score(z, bundle.calibration[tag])) for tag, z in zip(bundle.tags, logits, strict=True)
+        }
+        return WindowScores(start_s, min(start_s + len(segments) * bundle.hop_s, heard_s), scores)
+
+    def finish(self, audio: AudioInfo) -> Tagging:
+        """The whole clip's tagging, as `Tagger.finish` gives it; at least one segment was added."""
+        return self._tagger.conclude(np.stack(self._logits), audio)

@@ -9,7 +9,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 FOLDER: Final = Path(__file__).parents[1] / "web"
-# Stricter than the docs': no inline script or style. blob: is the user's own clip, played in the browser.
+# Stricter than the docs': no inline script or style. blob: is the user's own clip, played in the browser;
+# connect-src 'self' covers the WebSocket of this host, too.
 POLICY: Final = "; ".join(
     (
         "default-src 'none'",

@@ -160,19 +160,33 @@ def answer_of(
     tagging: Tagging, thresholds: Mapping[str, float], query: TagQuery, state: State, timing: Timing
 ) -> TagResponse:
     """Put the tagger's findings into the wire's form."""
-    bundle = state.pipeline.tagger.bundle
-    tags = [
+    windows = [Window(start_s=w.start_s, end_s=w.end_s, scores=w.scores) for w in tagging.windows]
+    return TagResponse(
+        tags=tags_of(tagging, thresholds),
+        windows=windows if query.windows else None,
+        audio=audio_of(tagging),
+        model=model_of(state),
+        timing_ms=timing,
+    )
+
+
+def tags_of(tagging: Tagging, thresholds: Mapping[str, float]) -> list[TagScore]:
+    """Judge each tag's score by its threshold."""
+    return [
         TagScore(tag=tag, score=score, present=score >= thresholds[tag], threshold=thresholds[tag])
         for tag, score in tagging.scores.items()
     ]
-    windows = [Window(start_s=w.start_s, end_s=w.end_s, scores=w.scores) for w in tagging.windows]
-    return TagResponse(
-        tags=tags,
-        windows=windows if query.windows else None,
-        audio=Audio.model_validate(tagging.audio, from_attributes=True),
-        model=ModelName(name=bundle.name, version=bundle.version, sha256=bundle.sha256),
-        timing_ms=timing,
-    )
+
+
+def audio_of(tagging: Tagging) -> Audio:
+    """Tell what was found in the clip."""
+    return Audio.model_validate(tagging.audio, from_attributes=True)
+
+
+def model_of(state: State) -> ModelName:
+    """Name the model that answers."""
+    bundle = state.pipeline.tagger.bundle
+    return ModelName(name=bundle.name, version=bundle.version, sha256=bundle.sha256)
 
 
 def observe(answer: TagResponse, work: Work, state: State) -> None:

@@ -20,7 +20,10 @@ function headers() {
   return key ? { Authorization: `Bearer ${key}` } : {};
 }
 
-const unreachable = () => new Problem({
+// For what takes no headers: browsers cannot set them on a WebSocket.
+export const sentKey = () => (key ? { key } : {});
+
+export const unreachable = () => new Problem({
   type: "/problems/unreachable", status: 0, title: "The service cannot be reached",
   detail: "No answer came.", hint: "Check the connection, then try again.",
 });

@@ -2,11 +2,13 @@
 
 import { Problem, describeModel, tag, useKey } from "./api.js";
 import { languages, locale, other, say, sayProblem, tagMeaning, tagName, translate, use } from "./i18n.js";
+import { Live } from "./live.js";
 import { peaksOf, record } from "./sound.js";
 import { Table } from "./table.js";
 import { Timeline, clock } from "./timeline.js";
 
 const AT_ONCE = 2;
+const HOP_S = 5;
 const byId = (id) => document.getElementById(id);
 const audio = byId("audio");
 const clips = [];
@@ -29,20 +31,25 @@ class Clip {
   }
 
   words() {
+    if (this.phase === "live") return say("liveWaiting", HOP_S);
     if (this.phase === "uploading") return say("uploading", Math.round(this.amount * 100));
     return this.phase === "retrying" ? say("retrying", this.amount) : say(this.phase);
   }
 
   drop() {
     this.stopper.abort();
+    this.live?.drop();
+    clearInterval(this.ticking);
     URL.revokeObjectURL(this.url);
   }
 }
 
+const isLive = () => shown?.phase === "live";
+
 const player = {
-  time: () => audio.currentTime,
-  seek(seconds) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); },
-  play() { audio.play().catch(() => {}); },
+  time: () => (isLive() ? shown.live.seconds : audio.currentTime),
+  seek(seconds) { if (!isLive()) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); } },
+  play() { if (!isLive()) audio.play().catch(() => {}); },
   pause() { audio.pause(); },
   toggle() { if (audio.paused) player.play(); else player.pause(); },
 };
@@ -88,6 +95,70 @@ async function analyse(clip) {
   if (clip.answer) await paint(clip);
 }
 
+// Live: a clip whose answer grows until it is stopped
+
+// From the microphone, or from a file as it plays. One at a time: another one stops the one before.
+async function goLive(file) {
+  endLive();
+  const now = new Date().toLocaleTimeString(locale());
+  const clip = new Clip(file ?? new File([], say("live", now)));
+  clip.phase = "live";
+  clip.again = () => { clips.splice(clips.indexOf(clip), 1); void goLive(file); };
+  clip.live = new Live(model?.tags ?? [], {
+    window: () => hearLive(clip),
+    final: () => finishLive(clip),
+    failed: (problem) => failLive(clip, problem),
+  });
+  clips.push(clip);
+  show(clip);
+  table.draw();
+  try {
+    await clip.live.start(file);
+  } catch (error) {
+    failLive(clip, file ? noSound(error) : noMicrophone(error));
+    return;
+  }
+  clip.ticking = setInterval(() => { if (clip === shown) drawClock(); }, 500);
+  byId("live-stop").focus();
+}
+
+function hearLive(clip) {
+  clip.answer = clip.live.answer();
+  clip.peaks = clip.live.peaks();
+  refresh(clip);
+}
+
+function finishLive(clip) {
+  hearLive(clip);
+  leaveLive(clip, "done");
+  tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
+}
+
+function failLive(clip, problem) {
+  clip.problem = problem;
+  leaveLive(clip, "failed");
+  tell(clip, sayProblem(problem).title);
+  askForKey(problem);
+}
+
+function leaveLive(clip, phase) {
+  clearInterval(clip.ticking);
+  clip.phase = phase;
+  if (!clip.file.size) clip.waveNote = "liveGone";
+  const stopping = document.activeElement === byId("live-stop");
+  refresh(clip);
+  if (stopping) byId(clip.answer ? "stage" : "again").focus({ preventScroll: true });
+}
+
+function endLive() {
+  for (const clip of clips) if (clip.phase === "live") clip.live.stop();
+}
+
+const noSound = (error) => new Problem({
+  type: "/problems/no-sound", title: "The file cannot be played", detail: error.message ?? "",
+  hint: "Choose an audio file that this browser plays.",
+});
+
 async function paint(clip) {
   try {
     clip.peaks = await peaksOf(clip.file, clip.answer.audio.duration_s);
@@ -118,10 +189,16 @@ function show(clip) {
   if (clip !== shown) {
     shown = clip;
     table.chosen = clip;
-    audio.src = clip.url;
+    load(clip.file.size ? clip.url : "");
   }
   table.draw();
   drawResult();
+}
+
+function load(url) {
+  if (url) audio.src = url;
+  else audio.removeAttribute("src");
+  audio.load();
 }
 
 function drawResult() {
@@ -129,8 +206,10 @@ function drawResult() {
   byId("result").hidden = !clip;
   if (!clip) return;
   byId("clip-name").textContent = clip.name;
-  byId("clip-facts").textContent = clip.answer ? facts(clip.answer.audio) : "";
-  byId("play").disabled = !clip.answer || clip.waveNote === "noWave";
+  byId("clip-facts").textContent = clip.answer ? facts(clip) : "";
+  byId("play").disabled = !clip.answer || isLive() || ["noWave", "liveGone"].includes(clip.waveNote);
+  byId("timeline-help").hidden = byId("play").disabled;
+  byId("live-stop").hidden = !isLive();
   drawProgress(clip);
   drawProblem(clip);
   byId("findings").hidden = !clip.answer;
@@ -143,7 +222,13 @@ function drawResult() {
   drawClock();
 }
 
-function facts({ format, codec, sample_rate_hz: rate, channels }) {
+function facts({ live, answer, phase }) {
+  if (phase === "live") {
+    const { start_s: start, end_s: end } = answer.windows.at(-1);
+    return say("liveFacts", Math.round(end - start), Math.round(live.latency_ms));
+  }
+  const { format, codec, sample_rate_hz: rate, channels } = answer.audio;
+  if (!format) return "";
   const kinds = { 1: say("mono"), 2: say("stereo") };
   return say("facts", format, codec, rate.toLocaleString(locale()), kinds[channels] ?? say("channels", channels));
 }
@@ -195,6 +280,7 @@ function part(kind, classes = "", text = "") {
 
 function drawClock() {
   const seconds = shown?.answer?.audio.duration_s;
+  if (isLive()) { byId("clock").textContent = clock(shown.live.seconds); return; }
   byId("clock").textContent = seconds ? `${clock(audio.currentTime)} / ${clock(seconds)}` : "";
   byId("play").classList.toggle("playing", !audio.paused);
   byId("play").setAttribute("aria-label", say(audio.paused ? "play" : "pause"));
@@ -277,7 +363,7 @@ async function beginRecording() {
   try {
     session = await record(`${say("recording")} ${now}.webm`);
   } catch (error) {
-    noMicrophone(error);
+    failRecording(error);
     return;
   }
   const began = Date.now();
@@ -296,13 +382,16 @@ async function endRecording() {
   add([await session.stop()]);
 }
 
-function noMicrophone(error) {
+const noMicrophone = (error) => new Problem({
+  type: "/problems/no-microphone", title: "The microphone cannot be used", detail: error.message ?? "",
+  hint: "Allow this page to use the microphone in the browser, then try again.",
+});
+
+function failRecording(error) {
   const clip = new Clip(new File([], say("record")));
   clip.phase = "failed";
-  clip.problem = new Problem({
-    type: "/problems/no-microphone", title: "The microphone cannot be used", detail: error.message ?? "",
-    hint: "Allow this page to use the microphone in the browser, then press Record again.",
-  });
+  clip.problem = noMicrophone(error);
+  clip.again = () => void toggleRecording();
   shown = clip; // shown, but not one of the clips
   table.chosen = null;
   drawResult();
@@ -313,20 +402,23 @@ function noMicrophone(error) {
 byId("choose").addEventListener("click", () => byId("files").click());
 byId("files").addEventListener("change", (event) => { add(event.target.files); event.target.value = ""; });
 byId("record").addEventListener("click", () => void toggleRecording());
+byId("live-microphone").addEventListener("click", () => void goLive(null));
+byId("live-file").addEventListener("click", () => byId("live-files").click());
+byId("live-files").addEventListener("change", (event) => { void goLive(event.target.files[0]); event.target.value = ""; });
+byId("live-stop").addEventListener("click", () => shown.live.stop());
 byId("play").addEventListener("click", () => player.toggle());
 byId("language").addEventListener("click", () => { use(other()); drawWords(); });
 byId("theme").addEventListener("click", nextTheme);
 byId("clear").addEventListener("click", () => {
   for (const clip of clips.splice(0)) clip.drop();
   shown = table.chosen = null;
-  audio.removeAttribute("src");
-  audio.load();
+  load("");
   table.draw();
   drawResult();
   byId("choose").focus();
 });
 byId("again").addEventListener("click", () => {
-  if (!clips.includes(shown)) { void toggleRecording(); return; }
+  if (shown.again) { shown.again(); return; }
   shown.restart();
   refresh(shown);
   work();

@@ -27,6 +27,7 @@ SONG: FilePayload = {
     "buffer": (WEB / "samples" / "song.opus").read_bytes(),
 }
 MOST_BYTES = 150_000
+SOUNDING_MS = 30_000  # live scores come as the sound does
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +287,70 @@ def test_the_microphone_is_recorded_and_tagged(server: Process, browser: Browser
         expect(page.locator("#clip-name")).to_contain_text("Recording")
         expect(page.locator("#clip-facts")).to_contain_text("webm")
         assert tab.errors == []
+
+
+def test_the_microphone_is_tagged_live_until_it_is_stopped(server: Process, browser: Browser) -> None:
+    with opened(browser, server, permissions=["microphone"]) as tab:
+        page = tab.page
+        page.get_by_role("button", name="Microphone").click()
+        expect(page.locator("#progress-text")).to_have_text("Listening. The first scores come after 5 s")
+        expect(page.get_by_role("button", name="Stop")).to_be_focused()
+        facts = page.locator("#clip-facts")
+        expect(facts).to_contain_text(re.compile(r"The last 5 s, scored \d+ ms after"), timeout=SOUNDING_MS)
+        expect(page.locator("#scores li")).to_have_count(len(server.get("/v1/model").json()["tags"]))
+        expect(facts).to_contain_text("The last 10 s", timeout=SOUNDING_MS)
+        expect(page.locator("#clock")).to_have_text(re.compile(r"^0:1\d$"))
+        assert is_drawn(page, "#wave", 2)
+        assert is_drawn(page, "#strips", 4)
+        assert hindrances(page) == []
+        tab.screenshot("page-live")
+
+        page.keyboard.press("Enter")
+
+        expect(facts).to_contain_text("pcm_s16le")
+        expect(page.locator("#news")).to_contain_text("Live")
+        expect(page.locator("#live-stop")).to_be_hidden()
+        expect(page.locator("#stage")).to_be_focused()
+        expect(page.locator("#play")).to_be_disabled()
+        expect(page.locator("#wave-note")).to_contain_text("The sound was not kept")
+        assert server.metric("music_tagger_streams_open") == 0
+        tab.screenshot("page-live-done")
+        assert tab.errors == []
+
+
+def test_a_file_is_tagged_live_as_it_plays(server: Process, tab: Tab) -> None:
+    page = tab.page
+    page.locator("#live-files").set_input_files(CLIPS / "sung_pop.opus")
+    expect(page.locator("#clip-facts")).to_contain_text("The last 10 s", timeout=SOUNDING_MS)
+
+    # When it has ended, so has the stream.
+    expect(page.locator("#clip-facts")).to_contain_text("pcm_s16le", timeout=SOUNDING_MS)
+
+    posted = {
+        tag: float(score) for tag, score in scores_of(server, (CLIPS / "sung_pop.opus").read_bytes()).items()
+    }
+    heard = {tag: float(score) for tag, score in shown_scores(page).items()}
+    assert heard == pytest.approx(
+        posted, abs=0.15
+    )  # the browser resamples, and its clock has its own seconds
+    expect(page.locator("#play")).to_be_enabled()
+    assert tab.errors == []
+
+
+def test_a_live_mode_that_cannot_begin_is_told(server: Process, browser: Browser) -> None:
+    with opened(browser, server) as tab:
+        page = tab.page
+        page.evaluate(
+            """navigator.mediaDevices.getUserMedia =
+                () => Promise.reject(new DOMException("no", "NotAllowedError"))"""
+        )
+        page.get_by_role("button", name="Microphone").click()
+        expect(page.locator("#problem-title")).to_have_text("The microphone cannot be used")
+
+        page.locator("#live-files").set_input_files(NOT_AUDIO)
+        expect(page.locator("#clip-name")).to_have_text("notes.txt")
+        expect(page.locator("#problem-title")).to_have_text("The file cannot be played")
+        expect(page.locator("#live-stop")).to_be_hidden()
 
 
 def test_dropped_and_pasted_files_are_taken(tab: Tab) -> None:
