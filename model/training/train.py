@@ -399,22 +399,29 @@ def descend(
             continue
         averaged = cast("TaggerNetwork", average.module.eval())
         aucs = clip_aucs(averaged, held_out, device)
+        mean = _mean_of_known(aucs)
         row = [
             step + 1,
             round(time.monotonic() - began),
             np.mean(losses),
             np.mean(distillations),
             *aucs,
-            np.mean(aucs),
+            mean,
         ]
         log.add(row)
         plot_curves(log.path, settings.out / "curves.png")
         losses, distillations = [], []
-        if np.mean(aucs) >= best_auc - LUCK:
-            best_auc = max(best_auc, float(np.mean(aucs)))
+        if not best or mean >= best_auc - LUCK:
+            best_auc = max(best_auc, mean)
             best = {name: value.clone() for name, value in averaged.state_dict().items()}
         _save(checkpoint, state, step + 1, best_auc, best)
     return best
+
+
+def _mean_of_known(aucs: Sequence[float]) -> float:
+    """Of the tags that are told apart at all: a fold may lack one's yes or no."""
+    known = [auc for auc in aucs if not math.isnan(auc)]
+    return float(np.mean(known)) if known else 0.0
 
 
 def _rate(step: int, steps: int) -> float:

@@ -417,6 +417,14 @@ def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_sour
     assert again.read_text() == predictions.read_text()
 
 
+def test_a_fold_that_lacks_a_tags_yes_or_no_still_gives_its_scores(manifest: Path, tmp_path: Path) -> None:
+    settings = settings_for(manifest, tmp_path / "cv", steps=1, batch=2)
+
+    predictions = cross_validate(settings, 12)  # one clip a fold
+
+    assert len(predictions.read_text().splitlines()) == 1 + 12
+
+
 def test_platt_scaling_finds_the_line_that_made_the_labels() -> None:
     rng = np.random.default_rng(0)
     logits = rng.normal(0.0, 3.0, 20_000)
