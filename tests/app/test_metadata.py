@@ -147,7 +147,8 @@ def test_without_an_undo_file_nothing_is_written(clip: Path) -> None:
 
     assert clip.read_bytes() == before
     assert told == [
-        f"{clip}: MUSIC_TAGGER_TAGS='vocal; hip hop', MUSIC_TAGGER_VOCAL='0.973', MUSIC_TAGGER_HIP_HOP='0.500'"
+        f"{clip}: MUSIC_TAGGER_TAGS='vocal; hip hop', MUSIC_TAGGER_VOCAL='0.973',"
+        " MUSIC_TAGGER_HIP_HOP='0.500'"
     ]
 
 
