@@ -6,7 +6,7 @@ decoders. Threads, not processes: FFmpeg runs without the interpreter's lock.
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -97,7 +97,7 @@ class _Decoding:
         raise _StoppedError
 
 
-def listen(tagger: Tagger, paths: Iterable[Path], how: Listening) -> Iterator[Outcome]:
+def listen(tagger: Tagger, paths: Iterable[Path], how: Listening) -> Generator[Outcome]:
     """Tag every file, in order; one that fails is an outcome, too. Close it to stop in the middle."""
     stopped = Event()
     ahead: deque[_Decoding] = deque()

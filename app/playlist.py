@@ -92,8 +92,9 @@ class _Reader:
         )
 
     def _number(self, node: ast.expr) -> Number:
-        if isinstance(node, ast.Constant) and type(node.value) in (int, float):
-            value = float(min(node.value, 2))  # a score is at most 1; an integer may be too large for a float
+        known = node.value if isinstance(node, ast.Constant) else None
+        if isinstance(known, int | float) and not isinstance(known, bool):
+            value = float(min(known, 2))  # a score is at most 1; an integer may be too large for a float
             return lambda _: value
         if (tag := self._tag(node)) is not None:
             return lambda heard: heard.scores[tag]

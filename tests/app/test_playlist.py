@@ -98,7 +98,9 @@ EXPRESSIONS = st.recursive(
     ),
     max_leaves=6,
 )
-SONGS = st.fixed_dictionaries(dict.fromkeys(TAGS, st.floats(0, 1))).map(lambda scores: song(**scores))
+SONGS = st.fixed_dictionaries(dict.fromkeys(TAGS, st.floats(0, 1))).map(
+    lambda scores: song("a.mp3", **scores)
+)
 
 
 @settings(deadline=None)  # a busy machine is no failure
