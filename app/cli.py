@@ -1,16 +1,17 @@
 """The command `music-tagger`: serve, tag files, train, evaluate.
 
 Heavy imports stand in the commands, so that `--help` answers at once. Exit codes: 0 all is well, 1 some clip
-failed, 2 the command cannot be carried out as it was typed.
+failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C ended it.
 """
 
 import io
-import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from enum import StrEnum
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
@@ -20,16 +21,20 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
     track,
 )
+from rich.text import Text
 
 from app import __version__
-from app.output import Failed, Format, Outcome, Tagged, writer_of
+from app.output import ENDINGS, WIDE, Format, OutputError, read_back, writer_of
 
 if TYPE_CHECKING:
+    from app.metadata import MetadataWriter
     from model.tagger import Tagger
     from model.training.corpus import Clip
 
@@ -37,7 +42,6 @@ cli = typer.Typer(
     name="music-tagger",
     help="Listens to music and scores independent tags.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_show_locals=False,
 )
 
@@ -51,8 +55,13 @@ class TableFormat(StrEnum):
 
 Item = TypeVar("Item")
 
-WIDE = 200
-"""Columns of a table that goes into a file or a pipe, where nothing tells how wide it may be."""
+OUTPUT, LIBRARY, HEARING = "Output", "Music library", "What is heard"
+"""Panels of the options of `tag` in its help."""
+INTERRUPTED = 130
+TAG_EXIT_CODES = (
+    "Exit codes: 0 every file was tagged, 1 some could not be, 2 the command cannot be carried out as typed,"
+    " 130 Ctrl-C ended it before all files were tagged."
+)
 
 Weights = Annotated[
     Path | None,
@@ -127,44 +136,185 @@ def serve(
     raise typer.Exit(run(settings))
 
 
-@cli.command()
+@cli.command(epilog=TAG_EXIT_CODES)
 def tag(
     paths: Annotated[
         list[Path], typer.Argument(help="Files and folders; folders are walked, hidden files skipped.")
     ],
-    form: Annotated[Format, typer.Option("--format", help="What to print.")] = Format.TABLE,
+    form: Annotated[
+        Format | None,
+        typer.Option(
+            "--format",
+            help="How to write the outcomes; parquet needs --out.",
+            show_default="by the ending of --out, else table",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write to this file, not to standard output. A .jsonl or .csv grows file by file: the same"
+            " command goes on where it was stopped, and skips what has not changed since.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     windows: Annotated[
-        bool, typer.Option("--windows", help="Add the timeline: the scores of every window.")
+        bool,
+        typer.Option(
+            "--windows", help="Add the timeline: the scores of every window.", rich_help_panel=OUTPUT
+        ),
+    ] = False,
+    timeline: Annotated[
+        bool,
+        typer.Option(
+            "--timeline",
+            help="Draw each tag's timeline in the table, a block a window.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = False,
+    m3u: Annotated[
+        Path | None,
+        typer.Option(
+            "--m3u", help="Write a playlist of the files that --where chooses.", rich_help_panel=LIBRARY
+        ),
+    ] = None,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="Which files the playlist takes: 'dance > 0.7 and not vocal', or 'vocal, dance' for both.",
+            show_default="all",
+            rich_help_panel=LIBRARY,
+        ),
+    ] = None,
+    write_tags: Annotated[
+        bool,
+        typer.Option(
+            "--write-tags",
+            help="Show which tags would be written into the files' own metadata; with --apply, write them."
+            " Needs the extra `library`.",
+            rich_help_panel=LIBRARY,
+        ),
+    ] = False,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Write what --write-tags shows.", rich_help_panel=LIBRARY)
+    ] = False,
+    undo_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="Takes the former metadata, for `music-tagger undo FILE`.",
+            show_default="music-tagger-undo-TIME.jsonl",
+            rich_help_panel=LIBRARY,
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Then wait for new files in the folders and tag them, until Ctrl-C.",
+            rich_help_panel=LIBRARY,
+        ),
     ] = False,
     threshold: Annotated[
         str | None,
         typer.Option(
             help="From which score a tag is present: 0.5, or TAG:0.6,TAG:0.4.",
             show_default="the model's own",
+            rich_help_panel=HEARING,
         ),
     ] = None,
-    start_s: Annotated[float, typer.Option(min=0, help="Skip so many seconds of each clip.")] = 0.0,
-    duration_s: Annotated[float | None, typer.Option(help="Listen to so many seconds at most.")] = None,
+    start_s: Annotated[
+        float, typer.Option(min=0, help="Skip so many seconds of each clip.", rich_help_panel=HEARING)
+    ] = 0.0,
+    duration_s: Annotated[
+        float | None, typer.Option(help="Listen to so many seconds at most.", rich_help_panel=HEARING)
+    ] = None,
     weights: Weights = None,
     device: Device = "auto",
     engine: Engine = "auto",
     threads: Threads = None,
 ) -> None:
     """Score files. A bad one is told on standard error and does not stop the rest."""
+    form = form or _format_of(out, watch=watch)
     if duration_s is not None and not duration_s > 0:
         _refuse("--duration-s must be more than 0 seconds")
+    if timeline and (form is not Format.TABLE or windows):
+        _refuse("--timeline is drawn in the table, in place of --windows; other formats have --windows")
+    if where is not None and m3u is None:
+        _refuse("--where chooses what a playlist takes: name the playlist with --m3u FILE.m3u8")
+    if (apply or undo_file) and not (write_tags and apply):
+        _refuse(
+            "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
+        )
+    if form is Format.CSV and windows and (m3u or write_tags):
+        _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
+    if watch and not (form.grows and any(path.is_dir() for path in paths)):
+        _refuse("--watch needs a folder, and writes file by file: use --format jsonl or csv")
+    with _extra("library"):
+        _check_extras(form, write_tags)
     tagger = _load(weights, device, engine, threads)
-    thresholds = _thresholds(threshold, tagger)
-    files = [file for path in paths for file in _walk(path)]
-    writer = writer_of(form, tagger.bundle.tags, windows=windows)
-    failures = 0
-    for path in _progress(files, "Tagging", hidden=form is Format.JSONL):
-        outcome = _tag_file(tagger, path, thresholds, start_s=start_s, duration_s=duration_s)
-        writer.add(outcome)
-        if isinstance(outcome, Failed):
-            failures += 1
-            typer.echo(f"{outcome.path}: {outcome.detail} {outcome.hint}", err=True)
-    writer.close()
+    tags, thresholds = tagger.bundle.tags, _thresholds(threshold, tagger)
+    notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+
+    from app.files import walk
+    from app.library import Library, Playlist
+    from app.listening import Listening
+    from app.playlist import ExpressionError, parse_condition
+
+    try:
+        playlist = Playlist(m3u, parse_condition(where, tags) if where else lambda _: True) if m3u else None
+        earlier = read_back(form, out, tags, thresholds, windows=windows) if out and form.grows else {}
+        writer = writer_of(form, tags, windows=windows, timeline=timeline, out=out)
+    except (OutputError, ExpressionError, OSError) as error:
+        _refuse(str(error))
+    files = walk(paths)
+    hides_bar = form.grows and out is None and sys.stdout.isatty()
+    with _files_progress(len(files), hidden=hides_bar or len(files) < 2) as (done, say):
+        metadata = _metadata_writer(notes if apply else None, say, tags) if write_tags else None
+        library = Library(
+            tagger,
+            Listening(thresholds, start_s, duration_s),
+            writer,
+            say,
+            earlier=earlier,
+            playlist=playlist,
+            metadata=metadata,
+        )
+        is_complete = _until_interrupted(lambda: library.tag(files, done))
+    if is_complete or out is None or form.grows:
+        writer.close()
+    if is_complete and watch:
+        typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
+        _until_interrupted(lambda: library.watch([path for path in paths if path.is_dir()]))
+    if metadata is not None and metadata.changes:
+        typer.echo(_told_of_changes(metadata.changes, notes if apply else None), err=True)
+    if not is_complete:
+        typer.echo(f"Stopped. {_way_to_go_on(form, out)}", err=True)
+        raise typer.Exit(INTERRUPTED)
+    raise typer.Exit(1 if library.failures else 0)
+
+
+@cli.command(
+    epilog="Exit codes: 0 all is as it was, 1 some file could not be changed, 2 FILE is no undo file."
+)
+def undo(
+    notes: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What `tag --write-tags --apply` left behind.")
+    ],
+) -> None:
+    """Bring back the metadata that files had before `tag --write-tags --apply`. Needs the extra `library`."""
+    with _extra("library"):
+        from app.metadata import MetadataError
+        from app.metadata import undo as restore
+    failures = restored = 0
+    try:
+        for path, error in restore(notes):
+            restored += error is None
+            if error is not None:
+                failures += 1
+                typer.echo(f"{path}: {error}", err=True)
+    except (MetadataError, OSError) as error:
+        _refuse(str(error))
+    typer.echo(f"Restored: {restored} files", err=True)
     raise typer.Exit(1 if failures else 0)
 
 
@@ -481,22 +631,10 @@ def _from_mtg_jamendo(folder: Path, audio: Path | None, manifest: Path) -> Path:
     return manifest
 
 
-def _walk(path: Path) -> list[Path]:
-    """List the files below a folder in a stable order, without hidden ones; a file stands for itself."""
-    if not path.is_dir():
-        return [path]
-    found: list[Path] = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        found += [file for file in files if file.is_file()]
-    return found or [path]
-
-
-def _progress(items: Sequence[Item], description: str, *, hidden: bool = False) -> Iterable[Item]:
+def _progress(items: Sequence[Item], description: str) -> Iterable[Item]:
     """Show on standard error how far the work is, where a person can see it and it has several items."""
     console = Console(stderr=True)
-    silent = hidden or len(items) < 2 or not console.is_terminal
+    silent = len(items) < 2 or not console.is_terminal
     return track(items, description, console=console, transient=True, disable=silent)
 
 
@@ -516,27 +654,84 @@ def _training_progress() -> Iterator[Callable[[int, int, dict[str, float]], None
         yield show
 
 
-def _tag_file(
-    tagger: "Tagger", path: Path, thresholds: Mapping[str, float], *, start_s: float, duration_s: float | None
-) -> Outcome:
-    from app.problems import from_audio
-    from model.audio import AudioError
+def _format_of(out: Path | None, *, watch: bool) -> Format:
+    """The format that the file's ending names; nobody said one."""
+    if out is None:
+        return Format.JSONL if watch else Format.TABLE
+    if out.suffix.lower() not in ENDINGS:
+        _refuse(f"--out {out}: name the format with --format, or by one of the endings {', '.join(ENDINGS)}")
+    return ENDINGS[out.suffix.lower()]
+
+
+def _check_extras(form: Format, write_tags: bool) -> None:
+    """Raises ModuleNotFoundError now, rather than when the work is done."""
+    if form is Format.PARQUET:
+        import_module("pyarrow")
+    if write_tags:
+        import_module("mutagen")
+
+
+def _metadata_writer(notes: Path | None, say: Callable[[str], None], tags: Sequence[str]) -> "MetadataWriter":
+    from app.metadata import MetadataError, MetadataWriter, fields_of
 
     try:
-        tagging = tagger.tag(path, start_s=start_s, duration_s=duration_s)
-    except AudioError as error:
-        problem = from_audio(error)
-        return Failed(str(path), problem.slug, problem.detail, problem.hint)
-    except OSError as error:
-        return Failed(str(path), "unreadable", f"{error.strerror or error}.", _hint_for(path))
-    present = tuple(name for name, score in tagging.scores.items() if score >= thresholds[name])
-    return Tagged(str(path), tagging, present)
+        fields_of(tags)
+    except MetadataError as error:
+        _refuse(str(error))
+    return MetadataWriter(notes, say)
 
 
-def _hint_for(path: Path) -> str:
-    if path.is_dir():
-        return "The folder holds no file to tag: name another one."
-    return "Check the path, and that you may read the file."
+def _until_interrupted(work: Callable[[], None]) -> bool:
+    """Whether the work came to its end before Ctrl-C."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        return False
+    return True
+
+
+def _way_to_go_on(form: Format, out: Path | None) -> str:
+    if out is not None and form.grows:
+        return f"What was tagged is in {out}: the same command goes on from there."
+    return "With --out FILE.jsonl or FILE.csv, the same command would go on where it was stopped."
+
+
+def _told_of_changes(changes: int, notes: Path | None) -> str:
+    if notes is None:
+        return f"Nothing was written; --write-tags --apply would change {changes} files."
+    return f"Changed: {changes} files; `music-tagger undo {notes}` brings back what was there."
+
+
+class _Rate(ProgressColumn):
+    """How many files a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.1f} files/s" if task.speed else "", style="progress.data.speed")
+
+
+@contextmanager
+def _files_progress(
+    total: int, *, hidden: bool
+) -> Iterator[tuple[Callable[[int], None], Callable[[str], None]]]:
+    """Show files, rate and time left on standard error, where a person can see it.
+
+    Yields what is to be called with each number of files that are done, and what tells a line beside it.
+    """
+    console = Console(stderr=True)
+    columns = (BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    with Progress(
+        TextColumn("Tagging"),
+        *columns,
+        console=console,
+        transient=True,
+        redirect_stdout=False,
+        disable=hidden or not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("tag", total=total)
+        yield (
+            lambda count: bar.advance(task, count),
+            lambda line: console.print(line, markup=False, highlight=False, emoji=False, soft_wrap=True),
+        )
 
 
 def _clips(manifest: Path, split: str, tags: Sequence[str]) -> "list[Clip]":

@@ -1,28 +1,66 @@
-"""How `music-tagger tag` tells what it found: a table, JSON, JSON lines, or CSV."""
+"""How `music-tagger tag` tells what it found: a table, JSON, JSON lines, CSV or Parquet.
+
+JSON lines and CSV are written file by file, so that a run that was stopped can go on: `read_back` tells what
+is there. The others are one piece.
+"""
 
 import csv
+import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from app.files import Stamp, key_of, write_whole
+
 if TYPE_CHECKING:
-    from model.tagger import Tagging
+    from model.tagger import Tagging, WindowScores
+
+WIDE: Final = 200
+"""Columns of a table that goes into a file or a pipe, where nothing tells how wide it may be."""
+BLOCKS: Final = "▁▂▃▄▅▆▇█"
+
+Say = Callable[[str], None]
 
 
 class Format(StrEnum):
-    """What is written to standard output."""
+    """How the outcomes are written."""
 
     TABLE = "table"
     JSON = "json"
     JSONL = "jsonl"
     CSV = "csv"
+    PARQUET = "parquet"
+
+    @property
+    def grows(self) -> bool:
+        """Whether it is written file by file, so that a run can go on where it was stopped."""
+        return self in (Format.JSONL, Format.CSV)
+
+
+ENDINGS: Final = {f".{form}": form for form in Format if form is not Format.TABLE} | {".txt": Format.TABLE}
+
+
+class OutputError(ValueError):
+    """A file that cannot be gone on with; the message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """What playlists and metadata need to know of a file."""
+
+    path: str
+    scores: Mapping[str, float]
+    present: tuple[str, ...]
+    duration_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,115 +70,250 @@ class Tagged:
     path: str
     tagging: "Tagging"
     present: tuple[str, ...]
+    stamp: Stamp
+
+    @property
+    def heard(self) -> Heard:
+        """The short of it."""
+        return Heard(self.path, self.tagging.scores, self.present, self.tagging.audio.duration_s)
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """A file that could not be tagged: which problem, what was wrong, and what to do next."""
+    """A file that could not be tagged: which problem, what was wrong, and what to do next.
+
+    It has a stamp if trying again is in vain as long as the file stays as it is.
+    """
 
     path: str
     type: str
     detail: str
     hint: str
+    stamp: Stamp | None = None
 
 
 Outcome = Tagged | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """What a former run wrote of a file; `heard` is None if it failed."""
+
+    stamp: Stamp
+    heard: Heard | None
+    row: Mapping[str, Any]
 
 
 class Writer(Protocol):
     """Takes outcomes one by one; `close` ends the output."""
 
     def add(self, outcome: Outcome) -> None:
-        """Take one outcome; formats that can stream it write it now."""
+        """Take one outcome; formats that grow write it now."""
 
     def close(self) -> None:
         """Write what is left."""
 
 
-def writer_of(form: Format, tags: Sequence[str], *, windows: bool) -> Writer:
-    """Return the writer of a format; with `windows`, the timeline is written too."""
+def writer_of(
+    form: Format, tags: Sequence[str], *, windows: bool, timeline: bool = False, out: Path | None = None
+) -> Writer:
+    """Return the writer of a format, to a file or to standard output.
+
+    With `windows`, the scores of the windows are written too; with `timeline`, the table draws them.
+    """
+    whole = _print if out is None else partial(_write, out)
+    if form is Format.JSONL:
+        return LinesWriter(_print if out is None else partial(_append, out), windows=windows)
     if form is Format.CSV:
-        return CsvWriter(tags, windows=windows)
-    if form is Format.TABLE:
-        return TableWriter(tags, windows=windows)
-    return JsonWriter(lines=form is Format.JSONL, windows=windows)
+        has_header = out is not None and out.exists() and out.stat().st_size > 0
+        say = _print if out is None else partial(_append, out)
+        return CsvWriter(tags, say, windows=windows, has_header=has_header)
+    if form is Format.JSON:
+        return JsonWriter(whole, windows=windows)
+    if form is Format.PARQUET:
+        if out is None:
+            raise OutputError("Parquet is no text to print: name its file with --out FILE.parquet")
+        return ParquetWriter(tags, out, windows=windows)
+    if timeline:
+        return TimelineWriter(tags, None if out is None else whole)
+    return TableWriter(tags, None if out is None else whole, windows=windows)
+
+
+def read_back(
+    form: Format, out: Path, tags: Sequence[str], thresholds: Mapping[str, float], *, windows: bool
+) -> dict[str, Earlier]:
+    """What a file that grows holds of former runs, by `key_of` each path; the last word on a file counts.
+
+    A last line that was cut off (the machine went down) is removed from the file.
+
+    Raises:
+        OutputError: the file is none of these, or one for other tags or columns.
+    """
+    if not out.is_file():
+        return {}
+    text = _without_torn_line(out)
+    earlier: dict[str, Earlier] = {}
+    for row in _csv_rows_of(out, text, tags, windows) if form is Format.CSV else _json_rows_of(out, text):
+        stamp = _stamp(row)
+        if stamp is None:
+            continue
+        heard = None if row.get("error") else _heard(out, row, tags, thresholds)
+        if heard is None or not windows or form is Format.CSV or "windows" in row:
+            earlier[key_of(row["path"])] = Earlier(stamp, heard, row)
+    return earlier
+
+
+def _stamp(row: Mapping[str, Any]) -> Stamp | None:
+    """None: the file could not be read, or an older version wrote this row."""
+    try:
+        return Stamp(int(row["size_bytes"]), float(row["mtime_s"]))
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _heard(out: Path, row: Mapping[str, Any], tags: Sequence[str], thresholds: Mapping[str, float]) -> Heard:
+    # A row of JSON lines holds its scores and its length one level deeper than one of CSV.
+    scores = row.get("scores", row)
+    if set(tags) - set(scores) or ("scores" in row and len(scores) != len(tags)):
+        raise OutputError(f"{out} holds scores of other tags: name a new file with --out")
+    scores = {tag: float(scores[tag]) for tag in tags}
+    present = tuple(tag for tag, score in scores.items() if score >= thresholds[tag])
+    return Heard(row["path"], scores, present, float(row.get("audio", row)["duration_s"]))
+
+
+def _without_torn_line(out: Path) -> str:
+    """Cut off what stands behind the last whole line, in the file too."""
+    data = out.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        with out.open("r+b") as file:
+            file.truncate(len(whole))
+    return whole.decode("utf-8", "surrogateescape")
+
+
+def _json_rows_of(out: Path, text: str) -> Iterable[dict[str, Any]]:
+    for number, line in enumerate(text.split("\n")[:-1], 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "path" not in row:
+            raise OutputError(
+                f"{out}, line {number}: not written by music-tagger; name a new file with --out"
+            )
+        yield row
+
+
+def _csv_rows_of(out: Path, text: str, tags: Sequence[str], windows: bool) -> Iterable[dict[str, Any]]:
+    rows = csv.DictReader(io.StringIO(text, newline=""))
+    expected = columns_of(tags, windows=windows)
+    if text and list(rows.fieldnames or ()) != list(expected):
+        raise OutputError(f"{out} has other columns than {', '.join(expected)}: name a new file with --out")
+    return rows
+
+
+def columns_of(tags: Sequence[str], *, windows: bool) -> tuple[str, ...]:
+    """The columns of CSV and Parquet."""
+    span = ("start_s", "end_s") if windows else ()
+    return ("path", *span, *tags, "present", "duration_s", "size_bytes", "mtime_s", "error")
+
+
+class LinesWriter:
+    """JSON lines: an object a file, written at once."""
+
+    def __init__(self, say: Say, *, windows: bool) -> None:
+        self._say, self._windows = say, windows
+
+    def add(self, outcome: Outcome) -> None:
+        """Write the line."""
+        self._write(_object(outcome, self._windows))
+
+    def again(self, earlier: Earlier) -> None:
+        """Write what a former run wrote, with the file's stamp as it is now."""
+        self._write({**earlier.row, **earlier.stamp._asdict()})
+
+    def close(self) -> None:
+        """Nothing is left."""
+
+    def _write(self, row: Mapping[str, Any]) -> None:
+        self._say(json.dumps(row, ensure_ascii=False) + "\n")
 
 
 class JsonWriter:
-    """An object a file: a line each, flushed at once, or all in one indented array."""
+    """One indented array of objects, a file each."""
 
-    def __init__(self, *, lines: bool, windows: bool) -> None:
-        self._lines, self._windows = lines, windows
+    def __init__(self, say: Say, *, windows: bool) -> None:
+        self._say, self._windows = say, windows
         self._objects: list[dict[str, Any]] = []
 
     def add(self, outcome: Outcome) -> None:
-        """Write the line, or keep the object for the array."""
-        if self._lines:
-            _say(json.dumps(self._object(outcome), ensure_ascii=False))
-        else:
-            self._objects.append(self._object(outcome))
+        """Keep the object."""
+        self._objects.append(_object(outcome, self._windows))
 
     def close(self) -> None:
         """Write the array."""
-        if not self._lines:
-            _say(json.dumps(self._objects, ensure_ascii=False, indent=2))
-
-    def _object(self, outcome: Outcome) -> dict[str, Any]:
-        if isinstance(outcome, Failed):
-            error = {"type": outcome.type, "detail": outcome.detail, "hint": outcome.hint}
-            return {"path": outcome.path, "error": error}
-        tagging = outcome.tagging
-        timeline = {"windows": [asdict(window) for window in tagging.windows]} if self._windows else {}
-        return {
-            "path": outcome.path,
-            "scores": tagging.scores,
-            "present": outcome.present,
-            **timeline,
-            "audio": asdict(tagging.audio),
-        }
+        self._say(json.dumps(self._objects, ensure_ascii=False, indent=2) + "\n")
 
 
 class CsvWriter:
     """A row a file, or a row a window; a failed file's row holds its problem in `error`."""
 
-    def __init__(self, tags: Sequence[str], *, windows: bool) -> None:
-        self._windows = windows
-        span = ("start_s", "end_s") if windows else ()
-        self._rows = csv.DictWriter(
-            sys.stdout, ("path", *span, *tags, "present", "duration_s", "error"), lineterminator="\n"
-        )
-        self._rows.writeheader()
+    def __init__(self, tags: Sequence[str], say: Say, *, windows: bool, has_header: bool = False) -> None:
+        self._say, self._windows = say, windows
+        self._columns = columns_of(tags, windows=windows)
+        if not has_header:
+            self._write([dict(zip(self._columns, self._columns, strict=True))])
 
     def add(self, outcome: Outcome) -> None:
-        """Write and flush the file's rows."""
-        if isinstance(outcome, Failed):
-            self._rows.writerow({"path": outcome.path, "error": outcome.type})
-        else:
-            self._rows.writerows(self._cells(outcome))
-        sys.stdout.flush()
+        """Write the file's rows, all at once."""
+        self._write(_rows(outcome, self._windows))
+
+    def again(self, earlier: Earlier) -> None:
+        """Write what a former run wrote, with the file's stamp as it is now."""
+        self._write([{**earlier.row, **earlier.stamp._asdict()}])
 
     def close(self) -> None:
         """Nothing is left."""
 
-    def _cells(self, outcome: Tagged) -> list[dict[str, str]]:
-        common = {
-            "path": outcome.path,
-            "present": " ".join(outcome.present),
-            "duration_s": f"{outcome.tagging.audio.duration_s:.3f}",
-        }
-        if not self._windows:
-            return [common | _digits(outcome.tagging.scores, 6)]
-        return [
-            common | {"start_s": f"{w.start_s:.3f}", "end_s": f"{w.end_s:.3f}"} | _digits(w.scores, 6)
-            for w in outcome.tagging.windows
-        ]
+    def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        text = io.StringIO()
+        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(map(_as_text, rows))
+        self._say(text.getvalue())
+
+
+class ParquetWriter:
+    """The rows of CSV with their types, in one piece; needs the extra `library`."""
+
+    def __init__(self, tags: Sequence[str], out: Path, *, windows: bool) -> None:
+        import pyarrow
+
+        number, kinds = pyarrow.float64(), {"path": pyarrow.string(), "error": pyarrow.string()}
+        kinds |= {"present": pyarrow.list_(pyarrow.string()), "size_bytes": pyarrow.int64()}
+        self._schema = pyarrow.schema(
+            [(name, kinds.get(name, number)) for name in columns_of(tags, windows=windows)]
+        )
+        self._out, self._windows = out, windows
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, outcome: Outcome) -> None:
+        """Keep the rows."""
+        path = outcome.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # it takes no other
+        self._rows += [row | {"path": path} for row in _rows(outcome, self._windows)]
+
+    def close(self) -> None:
+        """Write the file."""
+        from pyarrow import BufferOutputStream, Table, parquet
+
+        data = BufferOutputStream()
+        parquet.write_table(Table.from_pylist(self._rows, self._schema), data)
+        write_whole(self._out, data.getvalue().to_pybytes())
 
 
 class TableWriter:
     """A table for people, at the end; failed files are told on standard error as they come."""
 
-    def __init__(self, tags: Sequence[str], *, windows: bool) -> None:
-        self._tags, self._windows = tags, windows
+    def __init__(self, tags: Sequence[str], say: Say | None, *, windows: bool) -> None:
+        self._tags, self._say, self._windows = tags, say, windows
         self._table = Table(box=None, pad_edge=False)
         self._table.add_column("clip", overflow="fold")
         for tag in (*tags, "seconds"):
@@ -159,21 +332,122 @@ class TableWriter:
 
     def close(self) -> None:
         """Print the table, unless every file failed."""
-        if self._table.row_count:
-            Console().print(self._table)
+        _print_table(self._table, self._say)
 
     def _row(
         self, clip: str, scores: Mapping[str, float], seconds: float, present: Sequence[str] = ()
     ) -> None:
-        cells = _digits(scores, 3)
+        cells = {tag: f"{score:.3f}" for tag, score in scores.items()}
         marked = [f"[bold green]{cells[tag]}[/]" if tag in present else cells[tag] for tag in self._tags]
         self._table.add_row(clip, *marked, f"{seconds:.1f}", ", ".join(present))
 
 
-def _say(line: str) -> None:
-    sys.stdout.write(line + "\n")
+class TimelineWriter:
+    """A table with a row a tag of each file, where its score over time is drawn, a block a window."""
+
+    def __init__(self, tags: Sequence[str], say: Say | None) -> None:
+        self._tags, self._say = tags, say
+        self._table = Table(box=None, pad_edge=False)
+        self._table.add_column("clip", overflow="fold")
+        self._table.add_column("tag", no_wrap=True)
+        self._table.add_column("score", justify="right", no_wrap=True)
+        self._table.add_column("present", no_wrap=True)
+        self._table.add_column("timeline", overflow="fold", ratio=1)
+
+    def add(self, outcome: Outcome) -> None:
+        """Take the rows of the file's tags."""
+        if isinstance(outcome, Failed):
+            return
+        for number, tag in enumerate(self._tags):
+            score = f"{outcome.tagging.scores[tag]:.3f}"
+            is_present = tag in outcome.present
+            self._table.add_row(
+                "" if number else escape(outcome.path),
+                tag,
+                f"[bold green]{score}[/]" if is_present else score,
+                "yes" if is_present else "",
+                sparkline(window.scores[tag] for window in outcome.tagging.windows),
+                end_section=tag == self._tags[-1],
+            )
+
+    def close(self) -> None:
+        """Print the table, unless every file failed."""
+        _print_table(self._table, self._say)
+
+
+def sparkline(scores: Iterable[float]) -> str:
+    """Scores in [0, 1] as blocks, the lowest for less than an eighth, the highest from seven eighths on."""
+    return "".join(BLOCKS[min(int(score * len(BLOCKS)), len(BLOCKS) - 1)] for score in scores)
+
+
+def _object(outcome: Outcome, windows: bool) -> dict[str, Any]:
+    if isinstance(outcome, Failed):
+        error = {"type": outcome.type, "detail": outcome.detail, "hint": outcome.hint}
+        return {"path": outcome.path, "error": error, **(outcome.stamp._asdict() if outcome.stamp else {})}
+    tagging = outcome.tagging
+    timeline = {"windows": [asdict(window) for window in tagging.windows]} if windows else {}
+    return {
+        "path": outcome.path,
+        "scores": tagging.scores,
+        "present": outcome.present,
+        **timeline,
+        "audio": asdict(tagging.audio),
+        **outcome.stamp._asdict(),
+    }
+
+
+def _rows(outcome: Outcome, windows: bool) -> list[dict[str, Any]]:
+    """The rows of CSV and Parquet, with their types."""
+    stamp = outcome.stamp._asdict() if outcome.stamp else {}
+    if isinstance(outcome, Failed):
+        return [{"path": outcome.path, **stamp, "error": outcome.type}]
+    tagging = outcome.tagging
+    spans: Iterable[WindowScores | None] = tagging.windows if windows else [None]
+    common = {"present": list(outcome.present), "duration_s": tagging.audio.duration_s, **stamp}
+    return [
+        {"path": outcome.path, **(tagging.scores if window is None else _span(window)), **common}
+        for window in spans
+    ]
+
+
+def _span(window: "WindowScores") -> dict[str, float]:
+    return {"start_s": window.start_s, "end_s": window.end_s, **window.scores}
+
+
+def _as_text(row: Mapping[str, Any]) -> dict[str, str]:
+    """A row as CSV shows it: seconds to the millisecond, scores to six digits, the stamp to the last one."""
+    shown = {}
+    for name, value in row.items():
+        if isinstance(value, list):
+            shown[name] = " ".join(value)
+        elif isinstance(value, float) and name != "mtime_s":
+            shown[name] = f"{value:.3f}" if name.endswith("_s") else f"{value:.6f}"
+        else:
+            shown[name] = str(value)
+    return shown
+
+
+def _print_table(table: Table, say: Say | None) -> None:
+    if not table.row_count:
+        return
+    if say is None:
+        Console().print(table)
+    else:
+        text = io.StringIO()
+        Console(file=text, width=WIDE).print(table)
+        say(text.getvalue())
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 
-def _digits(scores: Mapping[str, float], digits: int) -> dict[str, str]:
-    return {tag: f"{score:.{digits}f}" for tag, score in scores.items()}
+def _write(out: Path, text: str) -> None:
+    write_whole(out, text.encode("utf-8", "surrogateescape"))
+
+
+def _append(out: Path, text: str) -> None:
+    """In one system call: an interruption comes before it or after it."""
+    with out.open("ab", buffering=0) as file:
+        file.write(text.encode("utf-8", "surrogateescape"))

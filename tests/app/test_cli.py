@@ -87,7 +87,7 @@ def test_jsonl_is_an_object_a_file() -> None:
 
     assert result.exit_code == 0
     [found] = lines(result)
-    assert set(found) == {"path", "scores", "present", "audio"}
+    assert set(found) == {"path", "scores", "present", "audio", "size_bytes", "mtime_s"}
     assert found["path"] == str(CLIP)
     assert isinstance(found["scores"], dict)
     assert tuple(found["scores"]) == TAGS
@@ -134,13 +134,16 @@ def test_an_empty_folder_is_a_failure_that_says_so(tmp_path: Path) -> None:
 def test_json_is_one_array(folder: Path) -> None:
     found = json.loads(tag(folder, "--format", "json").stdout)
 
-    assert [len(found), [set(item) for item in found if "error" in item]] == [3, [{"path", "error"}]]
+    assert [len(found), [set(item) for item in found if "error" in item]] == [
+        3,
+        [{"path", "error", "size_bytes", "mtime_s"}],
+    ]
 
 
 def test_csv_has_a_row_a_file(folder: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(tag(folder, "--format", "csv").stdout)))
 
-    assert list(rows[0]) == ["path", *TAGS, "present", "duration_s", "error"]
+    assert list(rows[0]) == ["path", *TAGS, "present", "duration_s", "size_bytes", "mtime_s", "error"]
     assert [row["error"] for row in rows] == ["", "not-audio", ""]
     assert [row["duration_s"] for row in rows] == ["3.000", "", "2.000"]
 

@@ -1,0 +1,154 @@
+"""Files of a music library: which there are, whether one changed, which are new, and how one is replaced."""
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, NamedTuple
+
+COMPANIONS: Final = frozenset(
+    [
+        ".jpg",
+        ".jpeg",
+        ".png",
+        ".gif",
+        ".webp",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".svg",
+        ".pdf",
+        ".txt",
+        ".md",
+        ".nfo",
+        ".log",
+        ".cue",
+        ".m3u",
+        ".m3u8",
+        ".pls",
+        ".xspf",
+        ".lrc",
+        ".xml",
+        ".json",
+        ".jsonl",
+        ".csv",
+        ".parquet",
+        ".html",
+        ".url",
+        ".ini",
+        ".db",
+        ".sfv",
+        ".md5",
+        ".ffp",
+        ".accurip",
+        ".zip",
+        ".rar",
+        ".7z",
+        ".part",
+        ".tmp",
+        ".crdownload",
+    ]
+)
+"""Endings that lie beside music and are none; in a folder they are passed over. Every other file is music or
+not by its content."""
+
+SETTLED_S: Final = 2.0
+"""A new file is whole when it has stayed as it is for so long: a copy or a download takes its time."""
+TICK_MS: Final = 500
+
+
+class Stamp(NamedTuple):
+    """By what a file is known to be unchanged."""
+
+    size_bytes: int
+    mtime_s: float
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Raises OSError if there is no such file."""
+    found = path.stat()
+    return Stamp(found.st_size, found.st_mtime)
+
+
+def key_of(path: str | Path) -> str:
+    """The same for one file, however its path is typed."""
+    return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links, which are files of their own
+
+
+def files_below(path: Path) -> list[Path]:
+    """List what may be music below a folder in a stable order, without hidden files."""
+    found: list[Path] = []
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
+        found += [file for file in files if file.suffix.lower() not in COMPANIONS and file.is_file()]
+    return found
+
+
+def walk(paths: Iterable[Path]) -> list[Path]:
+    """The files of all folders; a file stands for itself, and so does a folder without any, to be told of."""
+    found = [file for path in paths for file in (path.is_dir() and files_below(path)) or [path]]
+    return list(dict.fromkeys(found))
+
+
+def arrivals(folders: Sequence[Path], seen: Mapping[str, Stamp]) -> Iterator[list[Path]]:
+    """Wait for files that are not in `seen` as they are now; yields them as soon as they are whole.
+
+    Whoever takes them notes them in `seen`. An event only tells that something changed; what it was, the
+    folders tell: systems differ in how they name it.
+    """
+    from watchfiles import watch
+
+    waiting: dict[Path, tuple[Stamp, float]] = {}
+    is_first = True
+    for changes in watch(*folders, watch_filter=None, rust_timeout=TICK_MS, yield_on_timeout=True):
+        if not (changes or waiting or is_first):
+            continue
+        is_first = False  # what came between the first walk and the start of the watch
+        new: dict[Path, tuple[Stamp, float]] = {}
+        for path in (path for folder in folders for path in files_below(folder)):
+            with suppress(OSError):  # gone again
+                stamp = stamp_of(path)
+                if seen.get(key_of(path)) != stamp:
+                    known, since_s = waiting.get(path, (stamp, time.monotonic()))
+                    new[path] = (stamp, since_s if known == stamp else time.monotonic())
+        whole = [path for path, (_, since_s) in new.items() if time.monotonic() - since_s >= SETTLED_S]
+        waiting = {path: state for path, state in new.items() if path not in whole}
+        if whole:
+            yield whole
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden path beside `path`, which takes its place at the end, if all went well."""
+    target = path.resolve()  # a link stays a link
+    handle, name = tempfile.mkstemp(prefix=".", suffix=target.suffix, dir=target.parent)
+    os.close(handle)
+    scratch = Path(name)
+    try:
+        with suppress(FileNotFoundError):
+            shutil.copymode(target, scratch)
+        yield scratch
+        scratch.replace(target)
+    finally:
+        scratch.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that at every moment either the former one is there or the new one."""
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)  # a device or a pipe is written to, not replaced
+        return
+    with replacing(path) as scratch:
+        if not path.exists():
+            scratch.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
+        scratch.write_bytes(data)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

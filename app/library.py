@@ -1,0 +1,125 @@
+"""A run over a music library: what is new is tagged, told, and led on into metadata and playlists."""
+
+from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from app.files import Stamp, arrivals, key_of, stamp_of
+from app.listening import Listening, listen
+from app.output import CsvWriter, Earlier, Failed, Heard, LinesWriter, Outcome, Writer
+from app.playlist import Condition, write_playlist
+from model.tagger import Tagger
+
+if TYPE_CHECKING:
+    from app.metadata import MetadataWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Playlist:
+    """Which files a playlist takes."""
+
+    path: Path
+    condition: Condition
+
+
+class Library:
+    """Tags files and keeps account of them.
+
+    Args:
+        tagger: it scores.
+        how: which part of each file.
+        writer: takes every outcome.
+        say: told every failure, as a line for people.
+        earlier: what a former run found, by `key_of`; files that are unchanged since are not tagged again.
+        playlist: written by `write_playlist`.
+        metadata: writes the tags into the files.
+    """
+
+    def __init__(
+        self,
+        tagger: Tagger,
+        how: Listening,
+        writer: Writer,
+        say: Callable[[str], None],
+        *,
+        earlier: dict[str, Earlier],
+        playlist: Playlist | None = None,
+        metadata: "MetadataWriter | None" = None,
+    ) -> None:
+        self.failures = 0
+        self._tagger, self._how, self._writer, self._say = tagger, how, writer, say
+        self._earlier, self._playlist, self._metadata = earlier, playlist, metadata
+        self._seen: dict[str, Stamp] = {}
+        self._heard: dict[str, Heard] = {}
+
+    def tag(self, files: Sequence[Path], done: Callable[[int], None]) -> None:
+        """Tag what is new or changed; `done` is told how many files are behind us with each step."""
+        new = [file for file in files if not self._recall(file)]
+        done(len(files) - len(new))
+        with closing(listen(self._tagger, new, self._how)) as outcomes:
+            for outcome in outcomes:
+                self._take(outcome)
+                done(1)
+        self._write_playlist()
+
+    def watch(self, folders: Sequence[Path]) -> None:
+        """Tag what appears in the folders, until KeyboardInterrupt."""
+        for files in arrivals(folders, self._seen):
+            self.tag(files, lambda _: None)
+
+    def _recall(self, file: Path) -> bool:
+        """Whether a former run knows this file as it is now; then what it found counts."""
+        earlier = self._earlier.pop(key_of(file), None)
+        with suppress(OSError):
+            if earlier is not None and earlier.stamp == stamp_of(file):
+                self._seen[key_of(file)] = earlier.stamp
+                if earlier.heard is None:
+                    self.failures += 1
+                    self._say(f"{file}: failed in a former run, and has not changed since.")
+                elif self._write_metadata(replace(earlier.heard, path=str(file))):
+                    assert isinstance(self._writer, LinesWriter | CsvWriter)  # noqa: S101 - else: none earlier
+                    self._writer.again(replace(earlier, stamp=self._seen[key_of(file)]))
+                return True
+        return False
+
+    def _take(self, outcome: Outcome) -> None:
+        if isinstance(outcome, Failed):
+            self.failures += 1
+            self._say(f"{outcome.path}: {outcome.detail} {outcome.hint}")
+            with suppress(OSError):
+                self._seen[key_of(outcome.path)] = stamp_of(Path(outcome.path))
+        else:
+            self._seen[key_of(outcome.path)] = outcome.stamp
+            if self._write_metadata(outcome.heard):
+                outcome = replace(outcome, stamp=self._seen[key_of(outcome.path)])
+        self._writer.add(outcome)
+
+    def _write_metadata(self, heard: Heard) -> bool:
+        """Write the tags into the file, if that is asked for; tells whether this changed it."""
+        self._heard[key_of(heard.path)] = heard
+        if self._metadata is None:
+            return False
+        from app.metadata import MetadataError
+
+        try:
+            is_changed = self._metadata.write(heard)
+        except MetadataError as error:
+            self.failures += 1
+            self._say(f"{heard.path}: {error}")
+            return False
+        if is_changed:
+            self._seen[key_of(heard.path)] = stamp_of(Path(heard.path))
+        return is_changed
+
+    def _write_playlist(self) -> None:
+        if self._playlist is None:
+            return
+        songs = [
+            heard
+            for _, heard in sorted(self._heard.items())
+            if self._playlist.condition(heard) and Path(heard.path).exists()
+        ]
+        for path in write_playlist(self._playlist.path, songs):
+            self._say(f"{path!r}: left out of the playlist, which cannot hold a path of several lines")

@@ -1,0 +1,314 @@
+"""Tags in the files' own metadata: MUSIC_TAGGER_TAGS, and MUSIC_TAGGER_VOCAL and its like with the scores.
+
+ID3 TXXX in MP3, WAV and AIFF, Vorbis comments in FLAC, Ogg and Opus, freeform atoms in M4A. Nothing else is
+touched: not the genre, not a sample. A file is copied, changed and put in its place, so that no interruption
+can harm it; its former values are noted before, so that `undo` brings them back. Needs the extra `library`.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import mutagen
+from mutagen import MutagenError
+from mutagen.aiff import AIFF
+from mutagen.flac import FLAC
+from mutagen.id3 import ID3, TXXX, Encoding, ParseID3v1
+from mutagen.mp3 import MP3
+from mutagen.mp4 import MP4, MP4FreeForm
+from mutagen.oggflac import OggFLAC
+from mutagen.oggopus import OggOpus
+from mutagen.oggspeex import OggSpeex
+from mutagen.oggvorbis import OggVorbis
+from mutagen.wave import WAVE
+
+from app.files import replacing
+from app.output import Heard
+
+PREFIX: Final = "MUSIC_TAGGER_"
+ALL: Final = PREFIX + "TAGS"
+NONE: Final = "none"
+"""What MUSIC_TAGGER_TAGS says where no tag is present: ID3 cannot hold an empty text."""
+MP4_PREFIX: Final = "----:com.apple.iTunes:"
+ID3V1_BYTES: Final = 128
+
+Values = Mapping[str, Sequence[str] | None]
+"""A field's values, or None where there is no such field."""
+
+
+class MetadataError(ValueError):
+    """A file whose metadata cannot be read or written."""
+
+
+def fields_of(tags: Sequence[str]) -> dict[str, str]:
+    """The field of each tag's score.
+
+    Raises:
+        MetadataError: two would be the same; Vorbis comments allow but some ASCII letters in their names.
+    """
+    fields = {tag: PREFIX + re.sub(r"[^A-Z0-9]+", "_", tag.upper()) for tag in tags}
+    if len({ALL, *fields.values()}) <= len(fields):
+        raise MetadataError(f"these tags would share a field of the metadata: {', '.join(tags)}")
+    return fields
+
+
+def values_of(heard: Heard) -> dict[str, list[str]]:
+    """What is to be written for a file; one value a field, as not every program shows several."""
+    scores = {field: [f"{heard.scores[tag]:.3f}"] for tag, field in fields_of(tuple(heard.scores)).items()}
+    return {ALL: ["; ".join(heard.present) or NONE], **scores}
+
+
+class MetadataWriter:
+    """Writes the tags of file after file, or only shows what it would write.
+
+    Args:
+        undo: the file that takes the former values; without it, nothing is written.
+        say: told a line a file that changes or would.
+    """
+
+    def __init__(self, undo: Path | None, say: Callable[[str], None]) -> None:
+        self._undo, self._say = undo, say
+        self.changes = 0
+
+    def write(self, heard: Heard) -> bool:
+        """Write the tags of a file; tells whether the file was changed.
+
+        Raises:
+            MetadataError: its format holds no metadata, or it could not be changed.
+        """
+        path = Path(heard.path)
+        wanted = values_of(heard)
+        with _failures():
+            metadata = open_metadata(path)
+            before: dict[str, list[str] | None] = {field: metadata.get(field) for field in wanted}
+            if before == wanted:
+                return False
+            self.changes += 1
+            self._say(f"{path}: {_told(before, wanted)}")
+            if self._undo is None:
+                return False
+            self._note({"path": str(path.absolute()), "before": before, "had_metadata": metadata.is_there})
+            with replacing(path) as scratch:
+                shutil.copyfile(path, scratch)
+                change(scratch, wanted)
+        return True
+
+    def _note(self, row: Mapping[str, Any]) -> None:
+        assert self._undo is not None  # noqa: S101 - nothing is noted where nothing is written
+        with self._undo.open("ab", buffering=0) as file:
+            file.write((json.dumps(row) + "\n").encode())
+
+
+def change(path: Path, values: Values, *, had_metadata: bool = True) -> None:
+    """Set these fields of a file; with `had_metadata` false, leave no empty block of metadata behind."""
+    metadata = open_metadata(path)
+    for field, value in values.items():
+        metadata.set(field, value)
+    metadata.save()
+    if not had_metadata:
+        metadata.remove_if_empty()
+
+
+def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
+    """Bring back the former values of every file, the last change first; yields each file and what failed.
+
+    Raises:
+        MetadataError: `notes` is not what `--apply` writes.
+        OSError: it cannot be read.
+    """
+    lines = notes.read_bytes().split(b"\n")[:-1]  # a line that was cut off belongs to no change
+    rows = [_read_note(notes, line) for line in lines]
+    for path, before, had_metadata in reversed(rows):
+        try:
+            with _failures(), replacing(path) as scratch:
+                shutil.copyfile(path, scratch)
+                change(scratch, before, had_metadata=had_metadata)
+        except MetadataError as error:
+            yield path, error
+        else:
+            yield path, None
+
+
+def _read_note(notes: Path, line: bytes) -> tuple[Path, Values, bool]:
+    try:
+        row = json.loads(line)
+        before = {str(field): value for field, value in row["before"].items()}
+        return Path(row["path"]), before, bool(row["had_metadata"])
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise MetadataError(f"{notes} is no undo file of music-tagger tag --apply") from error
+
+
+@contextmanager
+def _failures() -> Iterator[None]:
+    """What mutagen and the system raise, as MetadataError."""
+    try:
+        yield
+    except (OSError, MutagenError) as error:
+        raise MetadataError(f"its metadata cannot be changed: {error}") from error
+
+
+class Metadata(Protocol):
+    """One file's metadata, whatever its format."""
+
+    is_there: bool
+    """Whether the file has a block of metadata."""
+
+    def get(self, field: str) -> list[str] | None:
+        """The values of a field, None if there is none."""
+
+    def set(self, field: str, values: Sequence[str] | None) -> None:
+        """Set a field, or take it away."""
+
+    def save(self) -> None:
+        """Write the file."""
+
+    def remove_if_empty(self) -> None:
+        """Take the block of metadata away if nothing is in it that was not there without it."""
+
+
+def open_metadata(path: Path) -> Metadata:
+    """Read a file's metadata.
+
+    Raises:
+        MetadataError: its format holds none.
+        MutagenError, OSError: it cannot be read.
+    """
+    file = mutagen.File(path)
+    if isinstance(file, MP3 | WAVE | AIFF):
+        return Id3Metadata(path, type(file))
+    if isinstance(file, FLAC | OggVorbis | OggOpus | OggFLAC | OggSpeex):
+        return VorbisMetadata(file)
+    if isinstance(file, MP4):
+        return Mp4Metadata(file)
+    raise MetadataError("this format holds no metadata that can be written")
+
+
+class Id3Metadata:
+    """Frames TXXX. The version of ID3 stays as it is, and so do all other frames and an ID3v1 at the end."""
+
+    def __init__(self, path: Path, kind: type[MP3 | WAVE | AIFF]) -> None:
+        self._path = path
+        # Untranslated, as mutagen would turn ID3v2.3 into 2.4 and rewrite years and genres on the way.
+        # ID3v2.2 cannot be written, so that becomes 2.4.
+        file = kind(path, translate=False, load_v1=False)
+        if file.tags is not None and file.tags.version < (2, 3):
+            file = kind(path, load_v1=False)
+        self.is_there = file.tags is not None
+        if file.tags is None:
+            file.add_tags()
+            self._copy_v1(file)
+        self._tags: ID3 = file.tags
+        self._version = 3 if self._tags.version[:2] == (2, 3) else 4
+
+    def get(self, field: str) -> list[str] | None:
+        """The texts of the frame."""
+        frame = self._tags.get(f"TXXX:{field}")
+        return None if frame is None else [str(text) for text in frame.text]
+
+    def set(self, field: str, values: Sequence[str] | None) -> None:
+        """Set or drop the frame; ID3v2.3 knows no UTF-8."""
+        self._tags.delall(f"TXXX:{field}")
+        if values is not None:
+            encoding = Encoding.UTF16 if self._version == 3 else Encoding.UTF8
+            self._tags.add(TXXX(encoding=encoding, desc=field, text=list(values)))
+
+    def save(self) -> None:
+        """Write the block; what mutagen makes of the ID3v1 is replaced by what was there."""
+        v1 = self._v1()
+        self._tags.save(self._path, v2_version=self._version, v23_sep=None)
+        if v1:
+            with self._path.open("r+b") as file:
+                file.seek(-ID3V1_BYTES, 2)
+                file.write(v1)
+
+    def remove_if_empty(self) -> None:
+        """Remove the block if it holds no more than the ID3v1 does."""
+        if set(self._tags) <= set(ParseID3v1(self._v1()) or {}):
+            v1 = {"delete_v1": False} if type(self._tags) is ID3 else {}
+            self._tags.delete(self._path, **v1)
+
+    def _copy_v1(self, file: MP3 | WAVE | AIFF) -> None:
+        """Programs look at an ID3v1 only where there is no ID3v2, so a new one must say the same."""
+        for frame in (ParseID3v1(self._v1()) or {}).values():
+            file.tags.add(frame)
+
+    def _v1(self) -> bytes:
+        with self._path.open("rb") as file:
+            file.seek(0, 2)
+            file.seek(max(file.tell() - ID3V1_BYTES, 0))
+            end = file.read()
+        return end if end.startswith(b"TAG") else b""
+
+
+class VorbisMetadata:
+    """Vorbis comments, of FLAC and all that lies in Ogg."""
+
+    def __init__(self, file: FLAC | OggVorbis | OggOpus | OggFLAC | OggSpeex) -> None:
+        self.is_there = file.tags is not None
+        if file.tags is None:
+            file.add_tags()
+        self._file = file
+
+    def get(self, field: str) -> list[str] | None:
+        """All comments of this name."""
+        found: list[str] | None = self._file.tags.get(field)
+        return found
+
+    def set(self, field: str, values: Sequence[str] | None) -> None:
+        """Replace or drop all comments of this name."""
+        if values is not None:
+            self._file.tags[field] = list(values)
+        elif field in self._file.tags:
+            del self._file.tags[field]
+
+    def save(self) -> None:
+        """Write the comments."""
+        self._file.save()
+
+    def remove_if_empty(self) -> None:
+        """Remove the block if no comment is left."""
+        if not self._file.tags:
+            self._file.delete()
+
+
+class Mp4Metadata:
+    """Freeform atoms, as iTunes and its like name them."""
+
+    def __init__(self, file: MP4) -> None:
+        self.is_there = file.tags is not None
+        if file.tags is None:
+            file.add_tags()
+        self._file = file
+
+    def get(self, field: str) -> list[str] | None:
+        """The texts of the atom."""
+        found = self._file.tags.get(MP4_PREFIX + field)
+        return None if found is None else [bytes(value).decode("utf-8", "replace") for value in found]
+
+    def set(self, field: str, values: Sequence[str] | None) -> None:
+        """Set or drop the atom."""
+        if values is not None:
+            self._file.tags[MP4_PREFIX + field] = [MP4FreeForm(value.encode()) for value in values]
+        elif MP4_PREFIX + field in self._file.tags:
+            del self._file.tags[MP4_PREFIX + field]
+
+    def save(self) -> None:
+        """Write the atoms."""
+        self._file.save()
+
+    def remove_if_empty(self) -> None:
+        """Remove all atoms if none is left."""
+        if not self._file.tags:
+            self._file.delete()
+
+
+def _told(before: Values, wanted: Mapping[str, Sequence[str]]) -> str:
+    changed = {field: values for field, values in wanted.items() if before[field] != values}
+    return ", ".join(
+        f"{field}={values[0]!r}" + (f" (was {'; '.join(former)!r})" if (former := before[field]) else "")
+        for field, values in changed.items()
+    )

@@ -1,0 +1,305 @@
+"""`music-tagger tag` over a library: interrupted, gone on with, watched, led on to playlists and metadata."""
+
+import csv
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+from numpy.typing import NDArray
+
+from app.files import files_below, write_whole
+from app.output import sparkline
+from model.tags import TAGS
+from tests.app.service import PATIENCE_S, tune
+from tests.app.test_cli import run, tag
+from tests.encoding import decode, encode
+
+FORMATS = {"mp3": "mp3", "flac": "flac", "ogg-opus": "opus", "m4a-index-first": "m4a"}
+
+
+@pytest.fixture
+def music(clips: dict[str, Path], tmp_path: Path) -> Path:
+    """Two seconds of each clip, each in another format, and a cover beside them."""
+    folder = tmp_path / "music"
+    folder.mkdir()
+    for (name, clip), (form, ending) in zip(clips.items(), FORMATS.items(), strict=True):
+        (folder / f"{name}.{ending}").write_bytes(encode(decode(clip)[:, : 2 * 48_000], 48_000, form))
+    (folder / "cover.jpg").write_bytes(b"\xff\xd8\xff")
+    return folder
+
+
+def rows_of(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+
+
+def paths_of(out: Path) -> list[str]:
+    return [Path(str(row["path"])).name for row in rows_of(out)]
+
+
+@contextmanager
+def command(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], bytearray]]:
+    """The command in a process of its own, standard error a terminal; and what it wrote there."""
+    ours, theirs = pty.openpty()
+    shown = bytearray()
+
+    def read() -> None:
+        with suppress(OSError):  # the other side was closed
+            while data := os.read(ours, 1 << 16):
+                shown.extend(data)
+
+    line = [sys.executable, "-m", "app.cli", "tag", "--device", "cpu", *map(str, arguments)]
+    environment = os.environ | {"COLUMNS": "100", "TERM": "xterm"}
+    with subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=theirs, env=environment) as process:
+        os.close(theirs)
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            yield process, shown
+            process.wait(2 * PATIENCE_S)
+        finally:
+            process.kill()
+    reader.join()
+    os.close(ours)
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + 2 * PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.02)
+
+
+def test_a_run_shows_how_far_it_is_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> None:
+    music, out = tmp_path / "music", tmp_path / "library.jsonl"
+    music.mkdir()
+    for number in range(300):
+        (music / f"{number:03}.wav").write_bytes(tune(2))
+
+    with command(music, "--out", out) as (process, shown):
+        wait_for(lambda: len(rows_of(out)) >= 60)
+        process.send_signal(signal.SIGINT)
+
+    done = len(rows_of(out))
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
+    assert process.returncode == 130
+    assert 60 <= done < 300
+    assert re.search(r"Tagging .*\d+/300.* \d+\.\d files/s.* \d:\d\d:\d\d", text)
+    assert f"Stopped. What was tagged is in {out}: the same command goes on from there." in re.sub(
+        r"\r?\n", " ", text
+    ).replace("  ", " ")
+    assert "Traceback" not in text
+
+    result = tag(music, "--out", out)
+
+    assert result.exit_code == 0
+    assert paths_of(out) == [f"{number:03}.wav" for number in range(300)]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_only_what_is_new_or_changed_is_tagged_again(music: Path, tmp_path: Path, form: str) -> None:
+    out = tmp_path / f"library.{form}"
+    whole = [tag(music, "--out", out), out.read_text()][1]
+    assert isinstance(whole, str)
+
+    tag(music, "--out", out)
+    assert out.read_text() == whole
+
+    (music / "later.wav").write_bytes(tune(2))
+    os.utime(music / "speech.opus" if (music / "speech.opus").exists() else music / "speech.m4a", (1, 1))
+    tag(music, "--out", out)
+    added = out.read_text().removeprefix(whole).splitlines()
+    assert [name for name in ("later.wav", "speech") if name in "".join(added)] == ["later.wav", "speech"]
+    assert len(added) == 2
+
+
+def test_a_line_that_was_cut_off_is_written_anew(music: Path, tmp_path: Path) -> None:
+    out = tmp_path / "library.jsonl"
+    tag(music, "--out", out)
+    whole = out.read_bytes()
+    out.write_bytes(whole[:-30])
+
+    tag(music, "--out", out)
+
+    assert out.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("other.jsonl", '{"a": 1}\n', "line 1: not written by music-tagger"),
+        ("other.csv", "a,b\n", "has other columns than path, vocal"),
+        (
+            "other.jsonl",
+            '{"path": "a", "scores": {"rock": 1}, "size_bytes": 1, "mtime_s": 1}\n',
+            "scores of other tags",
+        ),
+    ],
+)
+def test_a_file_of_another_kind_is_refused_and_left_alone(
+    music: Path, tmp_path: Path, name: str, text: str, told: str
+) -> None:
+    out = tmp_path / name
+    out.write_text(text)
+
+    result = tag(music, "--out", out)
+
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert out.read_text() == text
+
+
+def test_every_format_tells_the_same(music: Path, tmp_path: Path) -> None:
+    (music / "bad.mp3").write_bytes(b"no music" * 99)
+    for ending in ("jsonl", "json", "csv", "parquet", "txt"):
+        assert tag(music, "--out", tmp_path / f"out.{ending}").exit_code == 1
+
+    lines = rows_of(tmp_path / "out.jsonl")
+    assert json.loads((tmp_path / "out.json").read_text()) == lines
+    table = pyarrow.parquet.read_table(tmp_path / "out.parquet").to_pylist()
+    with (tmp_path / "out.csv").open(newline="") as file:
+        sheet = list(csv.DictReader(file))
+    for line, row, cells in zip(lines, table, sheet, strict=True):
+        assert line["path"] == row["path"] == cells["path"]
+        assert line["mtime_s"] == row["mtime_s"] == float(cells["mtime_s"])
+        if "error" in line:
+            assert [row["error"], cells["error"], row["vocal"]] == ["not-audio", "not-audio", None]
+        else:
+            assert line["scores"] == {name: row[name] for name in TAGS}
+            assert [f"{row[name]:.6f}" for name in TAGS] == [cells[name] for name in TAGS]
+            assert line["present"] == row["present"] == cells["present"].split()
+    assert "club_track.mp3" in (tmp_path / "out.txt").read_text()
+
+
+def test_the_playlist_holds_what_the_expression_chooses_also_of_what_a_former_run_found(
+    music: Path, tmp_path: Path
+) -> None:
+    out, playlist = tmp_path / "library.csv", tmp_path / "fav.m3u8"
+    tag(music, "--out", out)
+    with out.open(newline="") as file:
+        chosen = [row["path"] for row in csv.DictReader(file) if "dance" in row["present"].split()]
+
+    result = tag(music, "--out", out, "--m3u", playlist, "--where", "dance and not soundtrack > 0.999")
+
+    assert result.exit_code == 0
+    names = [line for line in playlist.read_text().splitlines() if not line.startswith("#")]
+    assert names == [Path(path).relative_to(tmp_path).as_posix() for path in chosen]
+    assert names == ["music/club_track.mp3"]
+
+
+def test_metadata_is_shown_then_written_then_brought_back(music: Path, tmp_path: Path) -> None:
+    out, notes = tmp_path / "library.jsonl", tmp_path / "undo.jsonl"
+    before = {path: path.read_bytes() for path in music.iterdir()}
+    shown = tag(music, "--out", out, "--write-tags")
+
+    assert shown.exit_code == 0
+    assert shown.stderr.count("MUSIC_TAGGER_DANCE=") == 4
+    assert "Nothing was written; --write-tags --apply would change 4 files." in shown.stderr
+    assert {path: path.read_bytes() for path in music.iterdir()} == before
+
+    written = tag(music, "--out", out, "--write-tags", "--apply", "--undo-file", notes)
+    assert f"Changed: 4 files; `music-tagger undo {notes}`" in written.stderr
+    rows = rows_of(out)
+    assert len(rows) == 8  # the files have a new size and time
+    tag(music, "--out", out, "--write-tags", "--apply", "--undo-file", notes)
+    assert rows_of(out) == rows  # and are known by these
+    assert len(notes.read_text().splitlines()) == 4
+
+    undone = run("undo", notes)
+    assert [undone.exit_code, undone.stderr] == [0, "Restored: 4 files\n"]
+    assert tag(music, "--write-tags").stderr.count("MUSIC_TAGGER_DANCE=") == 4
+
+
+def test_timeline_is_drawn_a_block_a_window(tmp_path: Path) -> None:
+    clip = tmp_path / "long.wav"
+    clip.write_bytes(tune(17))
+
+    rows = tag(clip, "--timeline").stdout.splitlines()[1:]
+
+    assert rows[0].split()[1] == "vocal"
+    assert [len(re.sub(r"[^▁-█]", "", row)) for row in rows if row.strip()] == [3, 3, 3, 3]
+
+
+def test_blocks_grow_with_the_score() -> None:
+    assert sparkline(np.linspace(0, 1, 9)) == "▁▂▃▄▅▆▇██"
+
+
+def test_watch_tags_what_appears_until_ctrl_c(music: Path, tmp_path: Path, song: NDArray[np.float32]) -> None:
+    out, playlist = tmp_path / "library.jsonl", tmp_path / "all.m3u8"
+    late = encode(song[:, : 4 * 48_000], 48_000, "flac")
+
+    with command(music, "--out", out, "--watch", "--m3u", playlist) as (process, shown):
+        wait_for(lambda: b"Waiting for new files" in shown)
+        (music / "new album").mkdir()
+        with (music / "new album" / "late.flac").open("wb") as file:  # a copy that takes its time
+            for part in (late[: len(late) // 2], late[len(late) // 2 :]):
+                file.write(part)
+                file.flush()
+                time.sleep(1.0)
+        wait_for(lambda: "late.flac" in playlist.read_text())
+        process.send_signal(signal.SIGINT)
+
+    assert process.returncode == 0
+    assert len(rows_of(out)) == 5
+    last = rows_of(out)[-1]
+    assert isinstance(last["audio"], dict)
+    assert last["audio"]["duration_s"] == pytest.approx(4, abs=0.01)
+    assert b"Traceback" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", "scores.xls"], "name the format with --format"),
+        (["--format", "parquet"], "name its file with --out"),
+        (["--timeline", "--format", "json"], "drawn in the table"),
+        (["--where", "pop"], "name the playlist with --m3u"),
+        (["--m3u", "a.m3u8", "--where", "pop and rock"], "no tag 'rock'"),
+        (["--apply"], "--write-tags --apply"),
+        (["--watch"], "needs a folder"),
+        (["--watch", "--format", "json"], "file by file"),
+        (["--windows", "--format", "csv", "--m3u", "a.m3u8"], "no score of a whole clip"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(clips: dict[str, Path], arguments: list[str], told: str) -> None:
+    result = tag(clips["speech"], *arguments)
+
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+def test_help_tells_exit_codes_in_panels() -> None:
+    told = run("tag", "--help").stdout
+
+    assert [
+        name for name in ("Music library", "What is heard", "Output", "130 Ctrl-C") if name not in told
+    ] == []
+
+
+def test_a_folder_is_read_without_what_lies_beside_music(tmp_path: Path) -> None:
+    for name in ("a.MP3", "b", "cover.JPG", "list.m3u8", ".hidden.mp3"):
+        (tmp_path / name).write_bytes(b"")
+
+    assert [path.name for path in files_below(tmp_path)] == ["a.MP3", "b"]
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    out, link = tmp_path / "out.json", tmp_path / "link.json"
+    out.write_text("former")
+    link.symlink_to(out)
+
+    write_whole(link, b"new")
+
+    assert [out.read_text(), link.is_symlink()] == ["new", True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "out.json"]

@@ -1,0 +1,203 @@
+"""Tags in the files' own metadata: read back with FFmpeg, sound and other fields as they were, and undone."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import av
+import mutagen
+import numpy as np
+import pytest
+from mutagen.flac import FLAC
+from mutagen.id3 import ID3, TCON, TIT2, TYER
+from numpy.typing import NDArray
+
+from app.metadata import MetadataError, MetadataWriter, fields_of, undo
+from app.output import Heard
+from tests.encoding import decode, encode
+
+ENDINGS = {
+    "mp3": "mp3",
+    "wav-s16": "wav",
+    "aiff": "aiff",
+    "flac": "flac",
+    "ogg-vorbis": "ogg",
+    "ogg-opus": "opus",
+    "m4a-index-last": "m4a",
+    "m4a-index-first": "m4a",
+}
+WANTED = {
+    "MUSIC_TAGGER_TAGS": "vocal; hip hop",
+    "MUSIC_TAGGER_VOCAL": "0.973",
+    "MUSIC_TAGGER_HIP_HOP": "0.500",
+}
+
+
+def heard(path: Path, vocal: float = 0.9731) -> Heard:
+    return Heard(str(path), {"vocal": vocal, "hip hop": 0.5}, ("vocal", "hip hop"), 2.0)
+
+
+def shown(path: Path) -> dict[str, str]:
+    """The metadata that FFmpeg finds."""
+    with av.open(str(path)) as container:
+        found = container.metadata | container.streams.audio[0].metadata
+    return {name: text for name, text in found.items() if not name.isupper() or name.startswith("MUSIC")}
+
+
+def ours(path: Path) -> dict[str, str]:
+    """Our fields as mutagen tells them, whatever the format."""
+    tags = mutagen.File(path).tags or {}
+    found = {str(name).rpartition(":")[2].upper(): value for name, value in tags.items()}
+    return {
+        name: value[0].decode() if isinstance(value[0], bytes) else str(value[0])
+        for name, value in found.items()
+        if name.startswith("MUSIC_TAGGER_")
+    }
+
+
+@pytest.fixture(params=ENDINGS)
+def clip(request: pytest.FixtureRequest, song: NDArray[np.float32], tmp_path: Path) -> Iterator[Path]:
+    path = tmp_path / f"clip.{ENDINGS[request.param]}"
+    path.write_bytes(encode(song[:, : 2 * 48_000], 48_000, request.param, {"genre": "Own", "title": "歌"}))
+    path.chmod(0o640)
+    yield path
+    assert [file.name for file in tmp_path.iterdir() if file.name.startswith(".")] == []
+
+
+def test_tags_are_written_and_undone_and_nothing_else_changes(clip: Path, tmp_path: Path) -> None:
+    sound, former, notes = decode(clip), shown(clip), tmp_path / "undo.jsonl"
+
+    assert MetadataWriter(notes, print).write(heard(clip))
+
+    assert ours(clip) == WANTED
+    if clip.suffix != ".wav":  # FFmpeg reads a WAV's RIFF INFO and passes over its ID3
+        assert {name: shown(clip).get(name) for name in WANTED} == WANTED
+    assert {name: text for name, text in shown(clip).items() if name not in WANTED} == former
+    assert np.array_equal(decode(clip), sound)
+    assert clip.stat().st_mode & 0o777 == 0o640
+
+    assert list(undo(notes)) == [(clip, None)]
+
+    assert ours(clip) == {}
+    assert shown(clip) == former
+    assert np.array_equal(decode(clip), sound)
+
+
+def test_a_file_without_metadata_gets_none_by_undo(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip, notes = tmp_path / "clip.aiff", tmp_path / "undo.jsonl"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "aiff"))
+    before = clip.read_bytes()
+
+    MetadataWriter(notes, print).write(heard(clip))
+    list(undo(notes))
+
+    assert clip.read_bytes() == before
+
+
+def test_a_flac_keeps_the_md5_of_its_samples(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "flac"))
+    before = FLAC(clip).info.md5_signature
+
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    assert before
+    assert FLAC(clip).info.md5_signature == before
+
+
+def test_an_old_id3_stays_as_old_as_it_is(song: NDArray[np.float32], tmp_path: Path) -> None:
+    """ID3v2.3 with a year and a genre by number, and an ID3v1 behind it."""
+    clip = tmp_path / "clip.mp3"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "mp3"))
+    tags = ID3()
+    for frame in (TIT2(1, "Old"), TYER(0, "1999"), TCON(0, "(17)")):
+        tags.add(frame)
+    tags.save(clip, v1=2, v2_version=3)
+    v1 = clip.read_bytes()[-128:]
+
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    found = ID3(clip, translate=False, load_v1=False)
+    assert found.version == (2, 3, 0)
+    assert [found["TYER"].text, found["TCON"].text, found["TIT2"].text] == [["1999"], ["(17)"], ["Old"]]
+    assert clip.read_bytes()[-128:] == v1
+    assert v1.startswith(b"TAG")
+
+
+def test_an_id3v1_alone_stays_visible(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip, notes = tmp_path / "clip.mp3", tmp_path / "undo.jsonl"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "mp3"))
+    tags = ID3()
+    tags.add(TIT2(3, "Old"))
+    tags.save(clip, v1=2)
+    tags.delete(clip, delete_v1=False)
+    before = clip.read_bytes()
+
+    MetadataWriter(notes, print).write(heard(clip))
+
+    assert shown(clip)["title"] == "Old"
+    list(undo(notes))
+    assert clip.read_bytes() == before
+
+
+def test_without_an_undo_file_nothing_is_written(clip: Path) -> None:
+    before, told = clip.read_bytes(), list[str]()
+
+    assert not MetadataWriter(None, told.append).write(heard(clip))
+
+    assert clip.read_bytes() == before
+    assert told == [
+        f"{clip}: MUSIC_TAGGER_TAGS='vocal; hip hop', MUSIC_TAGGER_VOCAL='0.973',"
+        " MUSIC_TAGGER_HIP_HOP='0.500'"
+    ]
+
+
+def test_what_stands_there_already_is_not_written_again_and_undo_goes_back_all_the_way(
+    clip: Path, tmp_path: Path
+) -> None:
+    told, notes = list[str](), tmp_path / "undo.jsonl"
+    writer = MetadataWriter(notes, told.append)
+
+    changed = [writer.write(heard(clip)), writer.write(heard(clip)), writer.write(heard(clip, vocal=0.6))]
+
+    assert changed == [True, False, True]
+    assert told[1:] == [f"{clip}: MUSIC_TAGGER_VOCAL='0.600' (was '0.973')"]
+    assert list(undo(notes)) == [(clip, None), (clip, None)]
+    assert ours(clip) == {}
+
+
+def test_a_format_without_metadata_says_so(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.webm"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "webm-opus"))
+
+    with pytest.raises(MetadataError, match="holds no metadata"):
+        MetadataWriter(None, print).write(heard(clip))
+
+
+def test_undo_tells_which_file_is_gone_and_does_the_rest(clip: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "undo.jsonl"
+    MetadataWriter(notes, print).write(heard(clip))
+    gone = json.dumps({"path": str(tmp_path / "gone.mp3"), "before": {}, "had_metadata": True})
+    notes.write_text(f'{gone}\n{notes.read_text()}{{"path": "cut o')
+
+    (first, no_error), (second, error) = undo(notes)
+
+    assert [first, no_error, second] == [clip, None, tmp_path / "gone.mp3"]
+    assert "No such file" in str(error)
+
+
+def test_undo_refuses_another_file(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text('{"path": "a.mp3"}\n')
+
+    with pytest.raises(MetadataError, match="no undo file"):
+        list(undo(tmp_path / "notes"))
+
+
+def test_tags_whose_fields_would_be_one_are_refused() -> None:
+    assert fields_of(["vocal", "hip-hop"]) == {
+        "vocal": "MUSIC_TAGGER_VOCAL",
+        "hip-hop": "MUSIC_TAGGER_HIP_HOP",
+    }
+    for tags in (["hip hop", "hip-hop"], ["tags"]):
+        with pytest.raises(MetadataError, match="share a field"):
+            fields_of(tags)
