@@ -257,8 +257,8 @@ def tag(
 
     from app.files import walk
     from app.library import Library, Playlist
-    from app.listening import Listening
     from app.playlist import ExpressionError, parse_condition
+    from app.prefetch import Listening
 
     try:
         playlist = Playlist(m3u, parse_condition(where, tags) if where else lambda _: True) if m3u else None

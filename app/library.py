@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from app.files import Stamp, arrivals, key_of, stamp_of
-from app.listening import Listening, listen
 from app.output import CsvWriter, Earlier, Failed, Heard, LinesWriter, Outcome, Writer
 from app.playlist import Condition, write_playlist
+from app.prefetch import Listening, listen
 from model.tagger import Tagger
 
 if TYPE_CHECKING:
