@@ -63,7 +63,7 @@ def _fold(settings: TrainSettings, material: Material, sources: set[str], progre
     if not path.exists():
         touched = np.array([not sources.isdisjoint(clip.source.split(SOURCES)) for clip in material.clips])
         inside = np.array([clip.source in sources for clip in material.clips])
-        held_out = material.select(inside & ~np.isnan(material.labels).all(1))
+        held_out = material.select(inside)
         learn = material.select(~touched & usable(material, settings))
         device = choose_device(settings.device)
         network = fit(settings, learn, held_out, device, progress)
