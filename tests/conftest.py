@@ -1,5 +1,6 @@
 """Real sound for all tests: the clips that lie beside them (`clips/CREDITS.md` says where they come from)."""
 
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.encoding import decode
+
+# Whoever starts the tests in the background may have them ignore Ctrl-C, and so would what they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLIPS = Path(__file__).parent / "clips"
 
