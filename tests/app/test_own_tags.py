@@ -271,7 +271,7 @@ def test_folds_give_predictions_that_evaluate_measures(manifest: Path, folder: P
         *("--predictions", tmp_path / "cv" / "predictions.csv"),
     )
     assert {item["tag"]: item["positives"] + item["negatives"] for item in json.loads(measured.stdout)} == (
-        dict.fromkeys(TAGS, sum(1 for _ in csv.reader(manifest.open())) - 1)
+        dict.fromkeys(TAGS, len(manifest.read_text().splitlines()) - 1)
     )
 
 
