@@ -341,8 +341,10 @@ def test_a_live_mode_that_cannot_begin_is_told(server: Process, browser: Browser
     with opened(browser, server) as tab:
         page = tab.page
         page.evaluate(
-            """navigator.mediaDevices.getUserMedia =
-                () => Promise.reject(new DOMException("no", "NotAllowedError"))"""
+            """() => {
+                navigator.mediaDevices.getUserMedia =
+                    () => Promise.reject(new DOMException("no", "NotAllowedError"));
+            }"""
         )
         page.get_by_role("button", name="Microphone").click()
         expect(page.locator("#problem-title")).to_have_text("The microphone cannot be used")
