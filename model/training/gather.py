@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from model.audio import AudioError, read_audio
 from model.tags import TAGS
+from model.training.augmentation import change_speed
 from model.training.corpus import SOURCES, Clip, read_manifest
 
 Samples = NDArray[np.float32]
@@ -194,9 +195,12 @@ def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece
 
 
 def mix_piece(index: int, voice: Clip, bed: Piece, rng: random.Random) -> Piece:
-    """A sung clip over another piece, the voice clip 0 to 8 dB above it in power."""
+    """A sung clip over another piece, the voice clip 0 to 8 dB above it in power.
+
+    Its pitch is moved by up to three semitones, as there are few singers among the clips.
+    """
     sung, _ = read_audio(voice.path)
-    sung = fit(sung)
+    sung = fit(change_speed(sung, 2 ** rng.uniform(-0.25, 0.25)))
     gain = 10 ** (rng.uniform(0.0, 8.0) / 20)
     ratio = gain * float(np.sqrt(np.mean(bed.samples**2)) / max(1e-4, np.sqrt(np.mean(sung**2))))
     mixed = bed.samples + ratio * sung
@@ -237,7 +241,7 @@ def noise_piece(index: int, rng: random.Random) -> Piece:
     kind = rng.choice(["noise", "tones", "both"])
     mixed = samples * (kind != "tones") + 0.3 * tones * (kind != "noise")
     swell = 0.6 + 0.4 * np.sin(2 * np.pi * rng.uniform(0.02, 0.5) * time)
-    mixed = 10 ** rng.uniform(-2.0, -0.1) * mixed * swell / np.abs(mixed).max()
+    mixed = 10 ** rng.uniform(-2.8, -0.1) * mixed * swell / np.abs(mixed).max()
     return Piece(f"noise-{index}", "noise", kind, mixed.astype(np.float32), dict.fromkeys(TAGS, 0))
 
 
@@ -321,7 +325,9 @@ def gather(manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: 
         writer.add(speech_piece(index, speech, rng))
         writer.add(sounds_piece(index, sounds, rng))
     _in_parallel(
-        lambda package: list(debian_pieces(package, work, counts["per_package"], random.Random(package))),  # noqa: S311  # noqa: S311
+        lambda package: list(
+            debian_pieces(package, work, counts["per_package"], random.Random(f"{package} {seed}"))  # noqa: S311
+        ),
         packages,
         keep,
     )
