@@ -66,6 +66,7 @@ class Metrics:
             "audio_seconds", "Seconds of audio listened to in one clip.", _AUDIO_SECONDS
         )
         self.queue_depth = self._gauge("queue_segments", "Segments that wait for the device.")
+        self.queue_age = self._gauge("queue_oldest_seconds", "Age of the oldest work that is not done.")
         self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held.")
         self.workers = self._gauge("workers_alive", "Workers that live; 0 means that nothing is served.")
         self.listeners = self._gauge("streams_open", "Streams that are listened to.")
