@@ -90,7 +90,7 @@ class Live:
         self._sent_at: list[float] = []
         self.latencies_s: list[float] = []
         self.behind_s = 0.0
-        """How far the sender was behind its pace at worst: the socket held it back, or the machine was busy."""
+        """How far the sender was behind its pace at worst: held back by the socket, or by a busy machine."""
         self.final: dict[str, Any] = {}
 
     @property
