@@ -2,7 +2,6 @@
 
 import io
 import os
-import socket
 import threading
 import time
 import tracemalloc
@@ -11,7 +10,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import urlsplit
 
 import anyio
 import httpx
@@ -23,10 +21,10 @@ from app import schemas
 from music_tagger_client import AsyncClient, Client, Model, Problem, Tagging
 from music_tagger_client.problem import seconds_until
 from tests.app.service import PATIENCE_S, Process, free_port, server_process, tune
+from tests.client.full import KEY, filled, hang_up_after_a_refusal, refusals
 from tests.client.network import breaking, proxy_that_answers, silent
 
 CLIP = Path(__file__).parents[1] / "clips" / "sung_pop.opus"
-KEY = "the-key"
 NOISE = b"no music at all " * 99
 MB = 1_000_000
 Call = Callable[..., Any]
@@ -240,52 +238,16 @@ def test_who_is_no_tagger_is_found_out(call: Call) -> None:
 # Patience
 
 
-def refusals(server: Process) -> int:
-    """How many uploads met a full server so far."""
-    lines = server.get("/metrics").text.splitlines()
-    refused = [line for line in lines if "requests_total{" in line and 'outcome="bytes-full"' in line]
-    return round(sum(float(line.rpartition(" ")[2]) for line in refused))
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    until_s = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until_s
-        time.sleep(0.02)
-
-
-@contextmanager
-def filled(server: Process) -> Iterator[socket.socket]:
-    """Another client announces an upload that takes all the room, and sends none of it until it hangs up."""
-    address = urlsplit(server.url)
-    with socket.create_connection((address.hostname or "", address.port or 0)) as other:
-        other.sendall(b"POST /v1/tags HTTP/1.1\r\nHost: other\r\nContent-Length: 990000\r\n\r\n")
-        wait_until(lambda: server.metric("music_tagger_inflight_bytes") == 990_000)
-        yield other
-    wait_until(lambda: server.metric("music_tagger_inflight_bytes") == 0)
-
-
 def test_a_full_server_is_asked_again_when_it_said(call: Call, narrow: Process) -> None:
     before = refusals(narrow)
-    refused_at: list[float] = []
+    started = time.monotonic()
 
-    with filled(narrow) as other:
-
-        def hang_up_after_the_refusal() -> None:
-            wait_until(lambda: refusals(narrow) > before)
-            refused_at.append(time.monotonic())
-            other.close()
-
-        freeing = threading.Thread(target=hang_up_after_the_refusal)
-        freeing.start()
-        started = time.monotonic()
+    with filled(narrow) as other, hang_up_after_a_refusal(narrow, other):
         found = call("tag", narrow.url, CLIP)
-        took_s = time.monotonic() - started
-        freeing.join()
 
     assert isinstance(found, Tagging)
     assert refusals(narrow) - before == 1
-    assert took_s >= 1  # the least that the service says
+    assert time.monotonic() - started >= 1  # the least that the service says
 
 
 def test_no_pause_is_begun_that_would_miss_the_deadline(call: Call, narrow: Process) -> None:
