@@ -51,5 +51,5 @@ image: ## build the container image music-tagger; DOCKER=podman works too
 		--build-arg REVISION="$$(git rev-parse HEAD)" .
 
 clean: ## remove .venv and everything that was made
-	rm -rf $(VENV) build dist artifacts *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find app model music_tagger_client tests -type d -name __pycache__ -prune -exec rm -rf {} +
