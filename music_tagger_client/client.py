@@ -15,6 +15,7 @@ from music_tagger_client.retries import Deadline, policy
 from music_tagger_client.upload import Body, Clip, form_body, raw_body
 
 URL: Final = "http://127.0.0.1:8000"
+LATE: Final = (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout)
 
 
 class Client:
@@ -133,7 +134,7 @@ class Client:
         )
         try:
             return again(attempt)
-        except httpx.TimeoutException as error:
+        except LATE as error:
             raise TimeoutError(f"There was no answer within {seconds:g} s.") from error
 
 
@@ -228,7 +229,7 @@ class AsyncClient:
         try:
             with anyio.fail_after(seconds):
                 return await again(attempt)
-        except (httpx.TimeoutException, TimeoutError) as error:
+        except (*LATE, TimeoutError) as error:
             raise TimeoutError(f"There was no answer within {seconds:g} s.") from error
 
 
