@@ -22,11 +22,11 @@ help: ## list the targets
 setup: $(INSTALLED) ## make .venv and install everything; quick when nothing changed
 
 # The stamp is written last, so that an interrupted install is done again.
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml music_tagger_client/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 		echo "$(PYTHON) is older than Python 3.11. Name a newer one: make PYTHON=python3.12 setup" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' --editable ./music_tagger_client
 	@touch $@
 
 serve: $(INSTALLED) ## serve on http://HOST:PORT (127.0.0.1:8000)
@@ -51,5 +51,5 @@ image: ## build the container image music-tagger; DOCKER=podman works too
 		--build-arg REVISION="$$(git rev-parse HEAD)" .
 
 clean: ## remove .venv and everything that was made
-	rm -rf $(VENV) build dist artifacts *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find app model tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	rm -rf $(VENV) build dist artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find app model music_tagger_client tests -type d -name __pycache__ -prune -exec rm -rf {} +

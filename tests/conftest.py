@@ -1,5 +1,6 @@
 """Real sound for all tests: the clips that lie beside them (`clips/CREDITS.md` says where they come from)."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from tests.encoding import decode
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 CLIPS = Path(__file__).parent / "clips"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_settings_from_outside() -> None:
+    for name in [name for name in os.environ if name.startswith(("TAGGER_", "MUSIC_TAGGER_"))]:
+        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

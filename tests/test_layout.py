@@ -1,13 +1,15 @@
 """Imports run one way, read from the code itself: see the layout in the README."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-MODULES = sorted(path for package in ("app", "model") for path in (ROOT / package).rglob("*.py"))
+PACKAGES = ("app", "model", "music_tagger_client")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 # From the bottom to the top: a module of the tagger may import those on its own or a lower floor.
 FLOORS = [
@@ -52,7 +54,7 @@ def floor_of(module: str) -> int | None:
 
 
 def test_there_is_code_to_read() -> None:
-    assert {"app.main", "app.cli", "model.tagger", "model.audio"} <= {name_of(path) for path in MODULES}
+    assert {"app.cli", "model.tagger", "music_tagger_client.client"} <= {name_of(path) for path in MODULES}
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if name_of(path).startswith("model")], ids=name_of)
@@ -80,6 +82,15 @@ def test_every_module_of_the_tagger_has_its_floor() -> None:
     modules = [name_of(path) for path in MODULES if name_of(path).startswith("model.")]
 
     assert [module for module in modules if floor_of(module) is None] == []
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in MODULES if name_of(path).startswith("music_tagger_client")], ids=name_of
+)
+def test_the_client_needs_little_else_and_nothing_of_the_service(path: Path) -> None:
+    light = {"music_tagger_client", "anyio", "httpx", "pydantic", "tenacity"}
+
+    assert packages(path) - sys.stdlib_module_names <= light
 
 
 def test_audio_stands_alone() -> None:

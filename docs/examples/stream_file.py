@@ -56,9 +56,9 @@ async def listen(url: str, path: Path, bytes_per_s: float) -> int:
         try:
             async for text in socket:
                 message = json.loads(text)
-                print(line(message), flush=True)  # noqa: T201 - it is what the program is for
+                print(line(message), flush=True)
         except ConnectionClosed as closed:
-            print(closed, file=sys.stderr)  # noqa: T201
+            print(closed, file=sys.stderr)
         finally:
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)

@@ -1,18 +1,11 @@
 """Fixtures of the service's tests: the real tagger, loaded once, and applications around it."""
 
-import os
 from collections.abc import AsyncIterator
 
 import pytest
 
 from model.tagger import Tagger
 from tests.app.service import Service, serving
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _no_settings_from_outside() -> None:
-    for name in [name for name in os.environ if name.startswith("TAGGER_")]:
-        del os.environ[name]
 
 
 @pytest.fixture(scope="session")

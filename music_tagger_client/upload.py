@@ -1,0 +1,94 @@
+"""The bodies of requests: clips in pieces, so that none is ever held whole."""
+
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, Final, cast
+
+import httpx
+
+Clip = str | os.PathLike[str] | bytes | BinaryIO
+"""A path, a file's bytes, or a file opened for reading bytes, which is sent from where it stands."""
+
+PIECE_BYTES: Final = 1 << 16
+MEDIA_TYPE: Final = "application/octet-stream"
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request sends: its headers, and its pieces, from the beginning at every call."""
+
+    headers: dict[str, str] = field(default_factory=dict)
+    pieces: Callable[[], Iterable[bytes]] = tuple
+    rewindable: bool = True
+    """Whether it can be sent again."""
+
+
+class _Source(io.RawIOBase):
+    """A file from where it stands, as a file of its own, without name."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        if isinstance(file, io.TextIOBase):
+            raise TypeError("The file is opened as text: open it in binary mode, 'rb'.")
+        self._file = file
+        self._start = file.tell() if file.seekable() else None
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._file.read(size)
+
+    def seekable(self) -> bool:
+        return self._start is not None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
+        if self._start is None:
+            raise io.UnsupportedOperation("this file cannot be rewound")
+        start = self._start if whence == os.SEEK_SET else 0
+        return self._file.seek(start + offset, whence) - self._start
+
+    def tell(self) -> int:
+        if self._start is None:
+            raise io.UnsupportedOperation("this file cannot be rewound")
+        return self._file.tell() - self._start
+
+
+@contextmanager
+def raw_body(clip: Clip) -> Iterator[Body]:
+    """One clip as the body itself. Raises OSError, TypeError."""
+    with ExitStack() as opened:
+        source = _open(clip, opened)
+        headers = {"Content-Type": MEDIA_TYPE}
+        if source.seekable():
+            headers["Content-Length"] = str(source.seek(0, os.SEEK_END))
+        yield Body(headers, partial(_pieces, source), source.seekable())
+
+
+@contextmanager
+def form_body(clips: Sequence[Clip]) -> Iterator[Body]:
+    """Several clips, each a form's field `file`. Raises OSError, TypeError."""
+    with ExitStack() as opened:
+        sources = [_open(clip, opened) for clip in clips]
+        # httpx rewinds each part before it is sent. Only parts with a file name are files; any will do.
+        parts = [("file", ("clip", cast(BinaryIO, source), MEDIA_TYPE)) for source in sources]
+        form = httpx.Request("POST", "http://form", files=parts)
+        names = ("Content-Type", "Content-Length")
+        headers = {name: form.headers[name] for name in names if name in form.headers}
+        pieces = cast(httpx.SyncByteStream, form.stream)
+        yield Body(headers, lambda: pieces, all(source.seekable() for source in sources))
+
+
+def _open(clip: Clip, opened: ExitStack) -> _Source:
+    if isinstance(clip, bytes):
+        return _Source(io.BytesIO(clip))
+    if isinstance(clip, str | os.PathLike):
+        return _Source(opened.enter_context(Path(clip).open("rb")))
+    return _Source(clip)
+
+
+def _pieces(source: _Source) -> Iterator[bytes]:
+    if source.seekable():
+        source.seek(0)
+    yield from iter(partial(source.read, PIECE_BYTES), b"")
