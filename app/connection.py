@@ -16,6 +16,7 @@ class Connection(HttpToolsProtocol):
     """Gives up a client whose request line and headers are too long, or not complete in time."""
 
     _in_head = True
+    _begun = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
 
@@ -39,6 +40,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Await the headers of this request."""
         self._begin_head()
+        self._begun = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
@@ -52,16 +54,17 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(HEAD_S, self._give_up)
 
     def _end_head(self) -> None:
-        self._in_head = False
+        self._in_head = self._begun = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def _give_up(self) -> None:
+        begun = self._begun
         self._end_head()
         if self.transport.is_closing():
             return
-        if self._head_bytes:
+        if begun:
             self.send_400_response("The request's headers are too long or arrive too slowly.")
         else:
             self.transport.close()

@@ -1,7 +1,6 @@
 """What strangers send to the real server: it answers or hangs up, and nothing of it stays behind."""
 
 import io
-import os
 import resource
 import socket
 import subprocess
@@ -9,9 +8,10 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 import numpy as np
@@ -24,8 +24,7 @@ from tests.encoding import encode
 MB = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
-class Footprint:
+class Footprint(NamedTuple):
     """What a process holds, by /proc: its threads and its open files."""
 
     threads: int
@@ -37,11 +36,15 @@ def footprint(server: Process) -> Footprint:
     return Footprint(len(list((process / "task").iterdir())), len(list((process / "fd").iterdir())))
 
 
+def grew(before: Footprint, after: Footprint) -> bool:
+    return after.threads > before.threads or after.files > before.files
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
     with server_process(max_upload_mb=16, upload_idle_s=1, max_audio_s=60) as process:
-        for _ in range(2 * (os.cpu_count() or 1)):  # until each decoder's thread was started
-            assert scores(process.post(tune(2)))
+        with ThreadPoolExecutor(8) as clients:  # until each decoder's thread was started
+            assert all(map(scores, clients.map(process.post, [tune(10)] * 16)))
         yield process
 
 
@@ -51,7 +54,7 @@ def _leaves_nothing_behind(server: Process) -> Iterator[None]:
     yield
     assert scores(server.post(tune(2)))
     until_s = time.monotonic() + PATIENCE_S
-    while (after := footprint(server)) != before or server.metric("music_tagger_inflight_bytes"):
+    while grew(before, after := footprint(server)) or server.metric("music_tagger_inflight_bytes"):
         assert time.monotonic() < until_s, f"{before} became {after}"
         time.sleep(0.1)
 
@@ -118,7 +121,7 @@ def test_ten_hours_of_silence_in_a_few_mb_are_refused(server: Process) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["../../etc/passwd", "/dev/null", "a\x00b\r\nc.mp3", "C:\\con", "\u202e3pm.exe", "x" * 10_000]
+    "name", ["../../etc/passwd", "/dev/null", "a\x00b\r\nc.mp3", "C:\\con", "\u202e3pm.exe", "x" * 1000]
 )
 def test_a_file_s_name_means_nothing(server: Process, name: str) -> None:
     answer = httpx.post(f"{server.url}/v1/tags", files={"file": (name, tune(2))}, timeout=PATIENCE_S)
