@@ -223,7 +223,8 @@ def tag(
         ),
     ] = None,
     start_s: Annotated[
-        float, typer.Option(min=0, help="Skip so many seconds of each clip.", rich_help_panel=HEARING)
+        float,
+        typer.Option(min=0, max=1e6, help="Skip so many seconds of each clip.", rich_help_panel=HEARING),
     ] = 0.0,
     duration_s: Annotated[
         float | None, typer.Option(help="Listen to so many seconds at most.", rich_help_panel=HEARING)
@@ -235,8 +236,8 @@ def tag(
 ) -> None:
     """Score files. A bad one is told on standard error and does not stop the rest."""
     form = form or _format_of(out, watch=watch)
-    if duration_s is not None and not duration_s > 0:
-        _refuse("--duration-s must be more than 0 seconds")
+    if duration_s is not None and not 0 < duration_s <= 1e6:
+        _refuse("--duration-s must be more than 0 and at most 1e6 seconds")
     if timeline and (form is not Format.TABLE or windows):
         _refuse("--timeline is drawn in the table, in place of --windows; other formats have --windows")
     if where is not None and m3u is None:

@@ -7,6 +7,8 @@ from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from model.audio import MOST_S
+
 Score = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -47,10 +49,13 @@ class TagQuery(BaseModel):
         "(`TAG:0.6,TAG:0.4`); the others keep the model's own.",
         examples=["0.5"],
     )
-    start_s: float = Field(default=0.0, ge=0, allow_inf_nan=False, description="Skip so many seconds.")
+    start_s: float = Field(
+        default=0.0, ge=0, le=MOST_S, allow_inf_nan=False, description="Skip so many seconds."
+    )
     duration_s: float | None = Field(
         default=None,
         gt=0,
+        le=MOST_S,
         allow_inf_nan=False,
         description="Listen to so many seconds at most; empty: to the end.",
     )
@@ -221,7 +226,10 @@ class LabelRequest(BaseModel):
 
     model_config = _example({"inputs": "UklGRiQAAABXQVZF", "parameters": {"top_k": 2}}, extra="forbid")
 
-    inputs: str = Field(description="The clip, in base64.")
+    inputs: str = Field(
+        description="The clip, in base64.",
+        json_schema_extra={"format": "byte", "contentEncoding": "base64"},
+    )
     parameters: LabelParameters = LabelParameters()
 
 

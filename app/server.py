@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from app import logs
+from app.connection import Connection
 from app.listener import MOST_MESSAGE_BYTES
 from app.logs import logger
 from app.main import create_app
@@ -86,6 +87,7 @@ def _listen(config: uvicorn.Config) -> socket.socket:
 def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
+        http=Connection,
         ws_max_size=MOST_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # sound does not get smaller, and each stream would hold its windows
         host=settings.host,

@@ -30,6 +30,9 @@ from numpy.typing import NDArray
 
 Source = str | Path | bytes | BinaryIO
 
+MOST_S = 1_000_000
+"""The furthest second of a clip that can be named: FFmpeg's 64-bit time stamps end, and no clip is longer."""
+
 # FFmpeg's name of a container -> the name in AudioInfo.
 _CONTAINERS = {
     "wav": "wav",
@@ -180,10 +183,10 @@ class AudioReader:
     ) -> None:
         if sample_rate_hz not in _SOURCE_RATES_HZ:
             raise ValueError(f"sample_rate_hz must be in 4000..768000, not {sample_rate_hz}")
-        if not (math.isfinite(start_s) and start_s >= 0):
-            raise ValueError(f"start_s must be 0 or more seconds, not {start_s}")
-        if duration_s is not None and not (math.isfinite(duration_s) and duration_s > 0):
-            raise ValueError(f"duration_s must be more than 0 seconds, not {duration_s}")
+        if not 0 <= start_s <= MOST_S:
+            raise ValueError(f"start_s must be in 0..{MOST_S} seconds, not {start_s}")
+        if duration_s is not None and not 0 < duration_s <= MOST_S:
+            raise ValueError(f"duration_s must be more than 0 and at most {MOST_S} seconds, not {duration_s}")
         self._rate_hz = sample_rate_hz
         self._start_s = start_s
         self._duration_s = duration_s

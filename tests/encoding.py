@@ -1,6 +1,6 @@
 """Encode an array to every format that the tagger promises to read, with PyAV: no test needs another tool.
 
-An encoding is a container, a codec and what each needs; `ENCODINGS` names them all.
+An encoding is a container, a codec and what each needs; `ENCODINGS` names those that are promised.
 """
 
 import tempfile
@@ -57,6 +57,21 @@ ENCODINGS = {
     ),
 }
 
+# What else the decoder lets in and PyAV can write: none of it is promised, all of it must be borne.
+RARE_ENCODINGS = {
+    "caf-alac": Encoding("caf", "alac", "caf", "alac", lossless=True),
+    "au": Encoding("au", "pcm_alaw", "au", "pcm_alaw"),
+    "w64": Encoding("w64", "pcm_f64le", "w64", "pcm_f64le", lossless=True),
+    "wav-adpcm-ms": Encoding("wav", "adpcm_ms", "wav", "adpcm_ms"),
+    "wav-adpcm-ima": Encoding("wav", "adpcm_ima_wav", "wav", "adpcm_ima_wav"),
+    "mov-adpcm-qt": Encoding("mov", "adpcm_ima_qt", "m4a", "adpcm_ima_qt"),
+    "mov-eac3": Encoding("mov", "eac3", "m4a", "eac3", bit_rate=192_000),
+    "webm-ac3": Encoding("matroska", "ac3", "webm", "ac3", bit_rate=192_000),
+    "webm-wavpack": Encoding("matroska", "wavpack", "webm", "wavpack", lossless=True),
+    "mp2": Encoding("mp2", "mp2", "mp3", "mp2", bit_rate=192_000),
+}
+ALL_ENCODINGS = {**ENCODINGS, **RARE_ENCODINGS}
+
 
 def decode(path: Path) -> NDArray[np.float32]:
     """A clip as PyAV alone decodes it, with its own rate and channels: [channels, samples]."""
@@ -67,7 +82,7 @@ def decode(path: Path) -> NDArray[np.float32]:
 
 def nearest_rate_hz(encoding: str, rate_hz: int) -> int:
     """The rate nearest to `rate_hz` that the codec of `encoding` can store."""
-    rates = av.Codec(ENCODINGS[encoding].codec, "w").audio_rates
+    rates = av.Codec(ALL_ENCODINGS[encoding].codec, "w").audio_rates
     return min(rates or [rate_hz], key=lambda rate: abs(rate - rate_hz))
 
 
@@ -75,7 +90,7 @@ def encode(
     audio: NDArray[np.float32], rate_hz: int, encoding: str, metadata: dict[str, str] | None = None
 ) -> bytes:
     """Store `audio` [channels, samples] at `rate_hz` as `encoding`, at the nearest rate of its codec."""
-    how = ENCODINGS[encoding]
+    how = ALL_ENCODINGS[encoding]
     if how.only_stereo and len(audio) == 1:
         audio = np.repeat(audio, 2, axis=0)
     layout = {1: "mono", 2: "stereo", 6: "5.1"}[len(audio)]

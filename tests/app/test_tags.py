@@ -138,6 +138,8 @@ async def test_a_threshold_by_tag_leaves_the_others(service: Service, tagger: Ta
         ("windows=perhaps", 422, "bad-parameter", "windows"),
         ("start_s=-1", 422, "bad-parameter", "start_s"),
         ("start_s=inf", 422, "bad-parameter", "start_s"),
+        ("start_s=1e305", 422, "bad-parameter", "start_s"),
+        ("duration_s=1e305", 422, "bad-parameter", "duration_s"),
         ("duration_s=0", 422, "bad-parameter", "duration_s"),
     ],
 )

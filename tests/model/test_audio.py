@@ -465,6 +465,8 @@ class TestFailures:
         [
             {"start_s": -1},
             {"start_s": float("nan")},
+            {"start_s": 1e305},
+            {"duration_s": 1e305},
             {"duration_s": 0},
             {"duration_s": float("inf")},
             {"sample_rate_hz": 0},

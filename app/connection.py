@@ -1,0 +1,70 @@
+"""One client's connection, bounded before there is a request: what admission cannot see yet.
+
+uvicorn's fast parser takes headers of any size, and waits for their end for ever.
+"""
+
+import asyncio
+from typing import Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MOST_HEAD_BYTES: Final = 64 * 1024
+HEAD_S: Final = 10.0
+
+
+class Connection(HttpToolsProtocol):
+    """Gives up a client whose request line and headers are too long, or not complete in time."""
+
+    _in_head = True
+    _begun = False
+    _head_bytes = 0
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Await the first request."""
+        super().connection_made(transport)
+        self._begin_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the client."""
+        self._end_head()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Count what belongs to a head that is not complete."""
+        self._head_bytes += len(data)
+        super().data_received(data)
+        if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
+            self._give_up()
+
+    def on_message_begin(self) -> None:
+        """Await the headers of this request."""
+        self._begin_head()
+        self._begun = True
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """From here on, admission sees to it."""
+        self._end_head()
+        super().on_headers_complete()
+
+    def _begin_head(self) -> None:
+        self._end_head()
+        self._in_head, self._head_bytes = True, 0
+        self._timer = self.loop.call_later(HEAD_S, self._give_up)
+
+    def _end_head(self) -> None:
+        self._in_head = self._begun = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _give_up(self) -> None:
+        begun = self._begun
+        self._end_head()
+        if self.transport.is_closing():
+            return
+        if begun:
+            self.send_400_response("The request's headers are too long or arrive too slowly.")
+        else:
+            self.transport.close()

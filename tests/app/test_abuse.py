@@ -1,0 +1,211 @@
+"""What strangers send to the real server: it answers or hangs up, and nothing of it stays behind."""
+
+import io
+import resource
+import socket
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+import numpy as np
+import pytest
+
+from app.connection import HEAD_S, MOST_HEAD_BYTES
+from tests.app.service import PATIENCE_S, RATE, Process, check_problem, scores, server_process, tune
+from tests.encoding import encode
+
+MB = 1_000_000
+
+
+class Footprint(NamedTuple):
+    """What a process holds, by /proc: its threads and its open files."""
+
+    threads: int
+    files: int
+
+
+def footprint(server: Process) -> Footprint:
+    process = Path(f"/proc/{server.process.pid}")
+    return Footprint(len(list((process / "task").iterdir())), len(list((process / "fd").iterdir())))
+
+
+def grew(before: Footprint, after: Footprint) -> bool:
+    return after.threads > before.threads or after.files > before.files
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Process]:
+    with server_process(max_upload_mb=16, upload_idle_s=1, max_audio_s=60) as process:
+        with ThreadPoolExecutor(8) as clients:  # until each decoder's thread was started
+            assert all(map(scores, clients.map(process.post, [tune(10)] * 16)))
+        yield process
+
+
+@pytest.fixture(autouse=True)
+def _leaves_nothing_behind(server: Process) -> Iterator[None]:
+    before = footprint(server)
+    yield
+    assert scores(server.post(tune(2)))
+    until_s = time.monotonic() + PATIENCE_S
+    while grew(before, after := footprint(server)) or server.metric("music_tagger_inflight_bytes"):
+        assert time.monotonic() < until_s, f"{before} became {after}"
+        time.sleep(0.1)
+
+
+def say(server: Process, *pieces: bytes, hang_up: bool = False) -> bytes:
+    """Speak raw bytes to the server. Returns all that it says until it hangs up, or until we do."""
+    with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), PATIENCE_S) as line:
+        answer = b""
+        try:
+            for piece in pieces:
+                line.sendall(piece)
+            while not hang_up and (said := line.recv(65_536)):
+                answer += said
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+        return answer
+
+
+def post(*headers: str, body: bytes = b"") -> bytes:
+    lines = ["POST /v1/tags HTTP/1.1", "Host: test", "Connection: close", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+@cache
+def ten_hours_of_silence() -> bytes:
+    """FLAC's smallest frames, again and again: 4 MB that decode to 2.3 GB."""
+    second = encode(np.zeros((1, 48_000), np.float32), 48_000, "flac")
+    sync = second[second.index(b"\xff\xf8") :][:2]
+    frames = second[second.index(sync) :]
+    return second[: -len(frames)] + frames * 36_000
+
+
+def zipped(clip: bytes) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("song.txt", "la la la " * 999)
+    return buffer.getvalue() + clip
+
+
+MP3 = cache(
+    lambda: encode(np.random.default_rng(1).normal(0, 0.1, (1, 48_000)).astype(np.float32), RATE, "mp3")
+)
+POLYGLOTS = {
+    "a zip before an mp3": lambda: zipped(MP3()),
+    "html before an mp3": lambda: b"<!doctype html><script>alert(1)</script>" * 50 + MP3(),
+    "a pdf": lambda: b"%PDF-1.7\n1 0 obj\n<<>>\nendobj\n" * 99 + b"%%EOF",
+    "a list of files": lambda: b"#EXTM3U\n#EXTINF:10,\nfile:///etc/passwd\n" * 9,
+    "an elf": lambda: Path(sys.executable).resolve().read_bytes()[:100_000],
+}
+
+
+@pytest.mark.parametrize("name", POLYGLOTS)
+def test_what_only_contains_sound_is_heard_or_refused(server: Process, name: str) -> None:
+    answer = server.post(POLYGLOTS[name]())
+
+    if answer.status_code != 200:  # FFmpeg finds an MP3 behind other bytes: then its sound is tagged, no more
+        check_problem(answer, 415, "not-audio")
+
+
+def test_ten_hours_of_silence_in_a_few_mb_are_refused(server: Process) -> None:
+    assert len(ten_hours_of_silence()) < 16 * MB
+
+    check_problem(server.post(ten_hours_of_silence()), 413, "too-many-seconds")
+
+
+@pytest.mark.parametrize(
+    "name", ["../../etc/passwd", "/dev/null", "a\x00b\r\nc.mp3", "C:\\con", "\u202e3pm.exe", "x" * 1000]
+)
+def test_a_file_s_name_means_nothing(server: Process, name: str) -> None:
+    answer = httpx.post(f"{server.url}/v1/tags", files={"file": (name, tune(2))}, timeout=PATIENCE_S)
+
+    assert scores(answer)
+    assert not any("passwd" in line or "xxxx" in line for line in server.log)
+
+
+LENGTHS = {
+    "negative": (post("Content-Length: -1", body=b"x"), b"400"),
+    "two of them": (post("Content-Length: 5", "Content-Length: 6", body=b"hello!"), b"400"),
+    "no number": (post("Content-Length: ten", body=b"hello"), b"400"),
+    "beyond 64 bits": (post("Content-Length: 99999999999999999999999", body=b"hello"), b"400"),
+    "beside chunks": (post("Content-Length: 5", "Transfer-Encoding: chunked", body=b"0\r\n\r\n"), b"400"),
+    "too large": (post("Content-Length: 100", body=b"hello"), b"408"),
+    "too small": (post("Content-Length: 5", body=b"hello, and more"), b"415"),
+    "no chunk's length": (post("Transfer-Encoding: chunked", body=b"zzz\r\nhello\r\n"), b"400"),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_a_wrong_length_is_told(server: Process, name: str) -> None:
+    request, status = LENGTHS[name]
+
+    answer = say(server, request)
+
+    assert answer.startswith(b"HTTP/1.1 " + status), answer
+
+
+FLOODS = {
+    "many headers": [f"X-{number}: {'a' * 100}\r\n".encode() for number in range(20_000)],
+    "one header": [b"X-Long: ", *[b"a" * 65_536] * 40],
+    "a path": [b"a" * 65_536] * 40,
+}
+
+
+@pytest.mark.parametrize("name", FLOODS)
+def test_a_flood_of_headers_is_cut_off(server: Process, name: str) -> None:
+    line = b"GET /" if name == "a path" else b"GET /health/live HTTP/1.1\r\n"
+    assert sum(map(len, FLOODS[name])) > 10 * MOST_HEAD_BYTES
+
+    answer = say(server, line, *FLOODS[name])
+
+    assert answer.startswith(b"HTTP/1.1 400") or not answer  # the answer may be lost where we still write
+
+
+@pytest.mark.parametrize("start", [b"", b"GET /health/live HTTP/1.1\r\nX-Slow: "], ids=["silence", "half"])
+def test_a_head_that_never_ends_is_given_up(server: Process, start: bytes) -> None:
+    started = time.monotonic()
+
+    answer = say(server, start)
+
+    assert HEAD_S - 1 < time.monotonic() - started < PATIENCE_S
+    assert answer.startswith(b"HTTP/1.1 400") if start else not answer
+
+
+def test_uploads_that_are_cancelled_leave_nothing_behind(server: Process) -> None:
+    for _ in range(20):
+        say(server, post("Content-Length: 1000000", body=tune(2)), hang_up=True)
+
+
+def test_a_full_disk_is_no_matter_as_nothing_is_spooled() -> None:
+    """The process may write no byte to any file, and yet takes forms that others would spool to disk."""
+    program = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (0, {resource.RLIM_INFINITY}))\n"
+    program += "from app.server import serve, Settings; raise SystemExit(serve(Settings()))"
+    with server_process(["-c", program]) as server:
+        answer = httpx.post(f"{server.url}/v1/tags", files={"file": tune(60)}, timeout=PATIENCE_S)
+
+        assert scores(answer)
+        assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "named"),
+    [
+        (["--host", "203.0.113.1"], 3, "cannot listen on 203.0.113.1"),  # an address of nobody (RFC 5737)
+        (["--port", "70000"], 2, "port"),
+        (["--engine", "abacus"], 2, "engine"),
+    ],
+)
+def test_a_start_that_cannot_succeed_says_why(option: list[str], code: int, named: str) -> None:
+    command = [sys.executable, "-c", "from app.cli import main; main()", "serve", *option]
+
+    start = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
+
+    assert start.returncode == code
+    assert named in start.stderr
