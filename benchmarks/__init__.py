@@ -1,0 +1,1 @@
+"""How fast the tagger is, as ratios against named references: each module is one command (README.md)."""
