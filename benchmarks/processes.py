@@ -10,12 +10,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 PATIENCE_S: Final = 180.0
+STOP_S: Final = 15.0
 POLL_S: Final = 0.02
 TICKS: Final = os.sysconf("SC_CLK_TCK")
 SERVICE: Final = ("-m", "app.server")
@@ -55,23 +56,26 @@ class Server:
 def serving(
     program: tuple[str, ...] = SERVICE,
     *,
-    ready_path: str = "/health/ready",
-    settings: Mapping[str, object] | None = None,
+    environment: Mapping[str, object] | None = None,
 ) -> Iterator[Server]:
     """Run a Python program that listens on TAGGER_PORT, from its readiness on.
 
-    `settings` become TAGGER_*. Raises RuntimeError if it ends or does not get ready.
+    Raises RuntimeError if it ends or does not get ready.
     """
     port = free_port()
-    environment = {**os.environ, "TAGGER_PORT": str(port), "TAGGER_DEVICE": "cpu", "TAGGER_LOG_LEVEL": "error"}
-    environment |= {f"TAGGER_{name.upper()}": str(value) for name, value in (settings or {}).items()}
+    given = {"PORT": port, "DEVICE": "cpu", "LOG_LEVEL": "error"}
+    variables = {f"TAGGER_{name}": str(value) for name, value in given.items()}
+    variables |= {name: str(value) for name, value in (environment or {}).items()}
     started = time.perf_counter()
     process = subprocess.Popen(
-        [sys.executable, *program], env=environment, stdout=subprocess.DEVNULL, start_new_session=True
+        [sys.executable, *program],
+        env=os.environ | variables,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        _wait_until_ready(process, url + ready_path)
+        _wait_until_ready(process, f"{url}/health/ready")
         yield Server(process, url, time.perf_counter() - started)
     finally:
         _stop(process)
@@ -140,20 +144,14 @@ def _wait_until_ready(process: "subprocess.Popen[bytes]", url: str) -> None:
                 return
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(POLL_S)  # it does not listen yet, or says that it is not ready
-    raise RuntimeError(f"not ready: run TAGGER_PORT=8000 {' '.join(map(str, process.args))} to see why")  # type: ignore[arg-type]
+    raise RuntimeError(f"the server did not become ready at {url}; what it wrote says why")
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:
-    group = process.pid
-    for sign in (signal.SIGCONT, signal.SIGTERM):
-        if process.poll() is None:
-            os.killpg(group, sign)
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        pass
-    try:
-        os.killpg(group, signal.SIGKILL)  # what it left behind, too
-    except ProcessLookupError:
-        pass
+    with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+        os.killpg(process.pid, signal.SIGCONT)
+        process.terminate()
+        process.wait(STOP_S)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it left behind, too
     process.wait()
