@@ -36,6 +36,11 @@ def make_clip(seconds: float, encoding: str) -> bytes:
     return _encode(np.tile(music, -(-samples // music.shape[1]))[:, :samples], encoding)
 
 
+def make_silence(seconds: float) -> bytes:
+    """Digital silence of that length, as WAV."""
+    return _encode(np.zeros((2, round(seconds * RATE_HZ)), np.float32), "wav")
+
+
 def make_song(hours: float, kbit_s: int) -> bytes:
     """A long MP3, at most a minute short: a minute's frames over and over, as encoding hours would take minutes."""
     minute = _encode(np.tile(_music(), 4)[:, : 60 * RATE_HZ], "mp3", {"write_xing": "0"}, 1000 * kbit_s)
