@@ -1,6 +1,6 @@
 """The reference of load.py: `Tagger.tag` in a thread a core and nothing else. Prints clips a second.
 
-    python -m benchmarks.alone CLIP SECONDS THREADS
+python -m benchmarks.alone CLIP SECONDS THREADS
 """
 
 import sys

@@ -69,9 +69,7 @@ class Load:
 
     async def _run(self, drive: Callable[["_Sender"], Awaitable[None]]) -> Outcome:
         timeout = aiohttp.ClientTimeout(total=self.patience_s)
-        async with aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=timeout
-        ) as session:
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as session:
             sender = _Sender(self, session)
             begun, cpu = time.perf_counter(), time.process_time()
             await drive(sender)

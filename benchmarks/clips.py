@@ -42,7 +42,7 @@ def make_silence(seconds: float) -> bytes:
 
 
 def make_song(hours: float, kbit_s: int) -> bytes:
-    """A long MP3, at most a minute short: a minute's frames over and over, as encoding hours would take minutes."""
+    """A long MP3, a minute short of that: one minute's frames over and over, as encoding all takes long."""
     minute = _encode(np.tile(_music(), 4)[:, : 60 * RATE_HZ], "mp3", {"write_xing": "0"}, 1000 * kbit_s)
     return minute * (round(60 * hours) - 1)  # each has some milliseconds more than a minute
 

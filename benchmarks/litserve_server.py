@@ -51,9 +51,7 @@ class TaggerAPI(litserve.LitAPI):  # type: ignore[misc] # LitServe has no types
         )
         ends = np.cumsum([len(found) for found, _ in clips])
         parts = np.split(embeddings, ends[:-1])
-        return [
-            self.tagger.finish(part, info).scores for part, (_, info) in zip(parts, clips, strict=True)
-        ]
+        return [self.tagger.finish(part, info).scores for part, (_, info) in zip(parts, clips, strict=True)]
 
     def unbatch(self, output: list[dict[str, float]]) -> list[dict[str, float]]:
         """See `batch`."""

@@ -9,6 +9,7 @@ their CPU time is told. All are started once and frozen while another is measure
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -75,16 +76,20 @@ def measure(clip: bytes, warm_s: float, arguments: argparse.Namespace, stack: Ex
 
     def compare() -> dict[str, float]:
         found = {name: run(servers[name], loads[name], arguments.compared_at)[0] for name in servers}
-        return {name: outcome.goodput for name, outcome in found.items()} | {
-            "the tagger alone": in_process(clip, arguments.seconds)
-        }
+        goodputs = {name: outcome.goodput for name, outcome in found.items()}
+        goodputs["the tagger alone"] = in_process(clip, arguments.seconds)
+        print(goodputs, file=sys.stderr, flush=True)
+        return goodputs
 
     rounds = [compare() for _ in range(arguments.rounds)]
     medians = {name: statistics.median(found[name] for found in rounds) for name in rounds[0]}
     ratios = {
-        name: statistics.median(found["this service"] / found[name] for found in rounds) for name in rounds[0]
+        name: statistics.median(ratio(found["this service"], found[name]) for found in rounds)
+        for name in rounds[0]
     }
-    title = f"{arguments.clip_s:g} s MP3, {arguments.compared_at} clients: medians of {arguments.rounds} rounds"
+    title = (
+        f"{arguments.clip_s:g} s MP3, {arguments.compared_at} clients: medians of {arguments.rounds} rounds"
+    )
     show(title, ["", "clips/s", "service / it"], [[name, medians[name], ratios[name]] for name in medians])
 
     rows, peak = [], 0.0
@@ -100,10 +105,20 @@ def measure(clip: bytes, warm_s: float, arguments: argparse.Namespace, stack: Ex
         # The peak just then: the machine may have become slower or faster meanwhile.
         beside, _ = run(ours, load, arguments.compared_at)
         rows.append(
-            [f"{factor:g} x {peak:.3g}/s", *row(outcome), server_cores, outcome.goodput / beside.goodput]
+            [
+                f"{factor:g} x {peak:.3g}/s",
+                *row(outcome),
+                server_cores,
+                ratio(outcome.goodput, beside.goodput),
+            ]
         )
     columns = ["arrivals", *COLUMNS, "server's cores", f"goodput / at {arguments.compared_at} clients"]
     show(f"Open loop, deadline {arguments.deadline_s:g} s", columns, rows)
+
+
+def ratio(one: float, other: float) -> float:
+    """One over the other; infinite over nothing."""
+    return one / other if other else math.inf
 
 
 def run(server: Server, load: Load, amount: float, *, arrivals: bool = False) -> tuple[Outcome, float]:

@@ -1,9 +1,9 @@
 """The tagger beside public ones, from the same MP3 to scores: `python -m benchmarks.rivals --teachers DIR`.
 
-DIR holds `teach.py`, which runs YAMNet and Jamendo FCN on audio that our reader decoded. The `musicnn` package
-decodes with librosa and runs its MSD model in TensorFlow, in an environment of its own that is made on the
-first run (2.6 GB), kept warm. Its weights do not load in today's TensorFlow, so its answers are worthless; its
-work is the same. All may use all cores.
+DIR holds `teach.py`, which runs YAMNet and Jamendo FCN on audio that our reader decoded. The `musicnn`
+package decodes with librosa and runs its MSD model in TensorFlow, in an environment of its own that is made
+on the first run (2.6 GB), kept warm. Its weights do not load in today's TensorFlow, so its answers are
+worthless; its work is the same. All may use all cores.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The server from its start to ready, at rest, and with a song of two hours: `python -m benchmarks.startup`."""
+"""The server from start to ready, at rest, and with a song of two hours: `python -m benchmarks.startup`."""
 
 import argparse
 import statistics

@@ -28,6 +28,8 @@ FloatArray = NDArray[np.float32]
 ENGINES: Final = ("auto", "torch", "openvino", "openvino-fp32")
 TOLERANCE: Final = {"fp32": 1e-3, "bf16": 1e-2}
 """By how much scores before calibration may differ from PyTorch's in fp32, by the engine's precision."""
+SLICE: Final = 32
+"""Segments of a slice, 10 MB: enough to fill a GPU, and small enough that copying the first delays little."""
 MAX_THREADS: Final = 8
 """As many as a batch has segments by default: more would find nothing to do, and each takes memory."""
 
@@ -54,25 +56,63 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """The network as it is: float32 on a CPU, bfloat16 by autocast on CUDA."""
+    """The network as it is: float32 on a CPU, bfloat16 by autocast on CUDA.
+
+    On CUDA a batch is taken in slices: while the network works on one, the next is copied there from pinned
+    memory on a stream of its own.
+
+    Args:
+        network: on `device`, in evaluation mode.
+        device: where it runs.
+        threads: of the CPU, set for the whole process; none leaves them.
+        precision: `fp32` turns autocast off on CUDA, and `bf16` is what it does by default there.
+    """
 
     name = "torch"
 
-    def __init__(self, network: TaggerNetwork, device: torch.device, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        network: TaggerNetwork,
+        device: torch.device,
+        threads: int | None = None,
+        precision: str | None = None,
+    ) -> None:
         self._network = network
         self._device = device
-        self._autocasts = device.type == "cuda"
-        self.precision = "bf16" if self._autocasts else "fp32"
+        self._on_cuda = device.type == "cuda"
+        self.precision = precision or ("bf16" if self._on_cuda else "fp32")
+        self._copies = torch.cuda.Stream(device) if self._on_cuda else None
         if threads is not None and device.type == "cpu":
             torch.set_num_threads(threads)
 
     @torch.inference_mode()
     def __call__(self, segments: FloatArray) -> FloatArray:
         """See Engine."""
-        waveform = torch.from_numpy(segments).to(self._device)
-        with torch.autocast("cuda", torch.bfloat16, enabled=self._autocasts):
-            embeddings: FloatArray = self._network.embed(waveform).float().cpu().numpy()
-        return embeddings
+        slices = torch.from_numpy(segments).split(SLICE)
+        ahead = self._copy(slices[0])
+        embeddings = []
+        for following in (*slices[1:], None):
+            waveform = self._wait_for(ahead)
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                embeddings.append(self._network.embed(waveform).float())  # CUDA works, and this goes on
+            if following is not None:
+                ahead = self._copy(following)
+        found: FloatArray = torch.cat(embeddings).cpu().numpy()
+        return found
+
+    def _copy(self, segments: Tensor) -> Tensor:
+        """Begin to copy a slice to the device; only CUDA goes on without waiting for it."""
+        with torch.cuda.stream(self._copies):  # none is no other stream
+            pinned = segments.pin_memory() if self._on_cuda else segments
+            return pinned.to(self._device, non_blocking=self._on_cuda)
+
+    def _wait_for(self, copied: Tensor) -> Tensor:
+        """Have the network's stream wait for a copy, and keep its memory until the network has read it."""
+        if self._copies is not None:
+            working = torch.cuda.current_stream(self._device)
+            working.wait_stream(self._copies)
+            copied.record_stream(working)
+        return copied
 
 
 class OpenVinoEngine:

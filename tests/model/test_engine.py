@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from model.bundle import load_bundle
 from model.engine import (
+    SLICE,
     TOLERANCE,
     Engine,
     EngineError,
@@ -84,6 +85,21 @@ def test_a_row_does_not_depend_on_its_batch(
     np.testing.assert_allclose(
         scores(network, np.ascontiguousarray(turned)), scores(network, together), atol=ROW_TOLERANCE
     )
+
+
+@pytest.mark.parametrize("count", [1, SLICE, SLICE + 1])
+def test_pytorch_takes_a_batch_in_slices_and_keeps_its_order(
+    reference: TorchEngine, network: TaggerNetwork, count: int
+) -> None:
+    levels = np.linspace(0.01, 1.0, count, dtype=np.float32)[:, None]
+    segments = np.ascontiguousarray(levels * np.resize(probe(), (count, SEGMENT_SAMPLES)))
+    ends = [0, count - 1]
+
+    together = reference(segments)
+
+    assert together.shape == (count, network.embedding_size)
+    alone = np.concatenate([reference(segments[[row]]) for row in ends])
+    np.testing.assert_allclose(scores(network, together[ends]), scores(network, alone), atol=ROW_TOLERANCE)
 
 
 def test_threads_share_an_engine(openvino: OpenVinoEngine, segments: NDArray[np.float32]) -> None:
