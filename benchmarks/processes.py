@@ -62,6 +62,7 @@ def serving(
 
     Raises RuntimeError if it ends or does not get ready.
     """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the end of this one ends the server
     port = free_port()
     given = {"PORT": port, "DEVICE": "cpu", "LOG_LEVEL": "error"}
     variables = {f"TAGGER_{name}": str(value) for name, value in given.items()}

@@ -1,4 +1,4 @@
-"""The CUDA path of PyTorch's engine: the CPU's scores, whatever the batch. Without a GPU these tests say so."""
+"""The CUDA path of PyTorch's engine: the CPU's scores, whatever the batch. Without a GPU they are skipped."""
 
 from pathlib import Path
 
