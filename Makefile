@@ -52,4 +52,4 @@ image: ## build the container image music-tagger; DOCKER=podman works too
 
 clean: ## remove .venv and everything that was made
 	rm -rf $(VENV) build dist artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find app model music_tagger_client tests -type d -name __pycache__ -prune -exec rm -rf {} +
+	find app model music_tagger_client tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +
