@@ -183,13 +183,13 @@ def choose_engine(
         raise EngineError(f"no engine {engine!r}; choose one of: {', '.join(ENGINES)}")
     if threads is not None and threads < 1:
         raise EngineError(f"threads must be 1 or more, not {threads}")
-    reference = TorchEngine(network, device, threads)
-    if engine == "torch" or (engine == "auto" and device.type != "cpu"):
-        return reference
-    if device.type != "cpu":
+    if device.type != "cpu" and engine.startswith("openvino"):
         raise EngineError(
             f"the engine {engine!r} runs on a CPU only; choose the device cpu, or the engine auto"
         )
+    reference = TorchEngine(network, device, threads)
+    if engine == "torch" or device.type != "cpu":
+        return reference
     precisions = ["fp32"] if engine == "openvino-fp32" or not has_bf16() else ["bf16", "fp32"]
     count = threads or min(cores(), MAX_THREADS)
     return first_that_agrees(
