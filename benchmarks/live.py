@@ -157,7 +157,7 @@ def main() -> None:
         memory_mb = asyncio.run(measure(live, host, pid))
     p50, p95, p99 = np.percentile(live.latencies_s, [50, 95, 99]) * 1000
     start, middle, end = memory_mb
-    print(  # noqa: T201 - it is what the program is for
+    print(
         f"sound      {live.final['audio']['analysed_s']:.0f} s at {options.speed:g} times its pace, "
         f"at worst {live.behind_s * 1000:.0f} ms behind it\n"
         f"windows    {len(live.latencies_s)}\n"
