@@ -16,26 +16,32 @@ WORKDIR /src
 
 # The base image's pip installs into the environment, which itself stays without one.
 RUN python -m venv --without-pip /opt/venv
-COPY pyproject.toml ./
-RUN python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' \
-    | tee requirements.txt | grep '^torch' > torch.txt
+# The locks name everything, so nothing is resolved. pip checks PyTorch's hashes, too, where its lock has them.
+COPY deploy/image/*.lock ./
 RUN --mount=type=secret,id=pip_config --mount=type=secret,id=pip_ca \
-    pip --python /opt/venv install ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} -r torch.txt \
-    && pip --python /opt/venv install -r requirements.txt
-COPY README.md LICENSE NOTICE ./
+    pip --python /opt/venv install --no-deps --only-binary :all: ${TORCH_INDEX_URL:+--index-url "${TORCH_INDEX_URL}"} \
+        -r "torch-$([[ -n "${TORCH_INDEX_URL}" ]] && echo cpu || echo cuda).lock" \
+    && pip --python /opt/venv install --no-deps --only-binary :all: --require-hashes -r requirements.lock
+COPY pyproject.toml README.md LICENSE NOTICE ./
 COPY app app
 COPY model model
-RUN --mount=type=secret,id=pip_config --mount=type=secret,id=pip_ca \
-    pip --python /opt/venv install --no-deps .
+RUN pip --python /opt/venv install --no-deps --no-build-isolation . \
+    && pip --python /opt/venv check
+# PyTorch's own tests and C++ headers serve nobody here.
+RUN torch="$(echo /opt/venv/lib/python3*/site-packages/torch)" \
+    && rm -rf "${torch}/test" "${torch}/include" \
+    && find "${torch}/bin" -type f ! -name torch_shm_manager -delete
 
 FROM ${PYTHON_IMAGE}
+ARG PYTHON_IMAGE
 ARG VERSION=unknown
 ARG REVISION=unknown
 LABEL org.opencontainers.image.title="music-tagger" \
       org.opencontainers.image.description="Scores clips of music: vocal, dance, soundtrack, pop" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.base.name="${PYTHON_IMAGE}"
 RUN useradd --system --uid 10001 --user-group --no-create-home --shell /usr/sbin/nologin tagger
 COPY --from=build /opt/venv /opt/venv
 # Nothing is written: the root file system may be read-only.
