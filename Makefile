@@ -6,6 +6,9 @@ PORT ?= 8000
 PYTEST_ARGS ?=
 DOCKER ?= docker
 IMAGE_ARGS ?=
+IMAGE_CHECK_ARGS ?=
+AUDIT_ARGS ?=
+RELEASE_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,10 +17,10 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format image clean
+.PHONY: help setup serve test lint format image image-check lock sbom audit release clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install everything; quick when nothing changed
 
@@ -49,6 +52,21 @@ image: ## build the container image music-tagger; DOCKER=podman works too
 	$(DOCKER) build --tag music-tagger $(IMAGE_ARGS) \
 		--build-arg VERSION="$$(sed -n 's/^__version__ = "\(.*\)"/\1/p' app/__init__.py)" \
 		--build-arg REVISION="$$(git rev-parse HEAD)" .
+
+image-check: $(INSTALLED) ## build the image, run it hardened, and check it; minutes. IMAGE_CHECK_ARGS=--cuda
+	$(BIN)/python -m scripts.image_check $(IMAGE_CHECK_ARGS)
+
+lock: $(INSTALLED) ## resolve the image's packages anew, into deploy/image/*.lock
+	$(BIN)/python -m scripts.lock
+
+sbom: $(INSTALLED) ## what the images are made of, as CycloneDX, in artifacts/
+	$(BIN)/python -m scripts.sbom
+
+audit: $(INSTALLED) ## known vulnerabilities of the locked packages; AUDIT_ARGS=--may-be-offline
+	$(BIN)/python -m scripts.audit $(AUDIT_ARGS)
+
+release: $(INSTALLED) ## the check-list of a release, and its tag; RELEASE_ARGS=--dry-run
+	$(BIN)/python -m scripts.release $(RELEASE_ARGS)
 
 clean: ## remove .venv and everything that was made
 	rm -rf $(VENV) build dist artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
