@@ -7,6 +7,9 @@ PYTEST_ARGS ?=
 DOCKER ?= docker
 IMAGE_ARGS ?=
 
+# The newest that runs on Debian's Node.js 18, too
+SPECTRAL := @stoplight/spectral-cli@6.16.3
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -14,10 +17,10 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format image clean
+.PHONY: help setup serve test lint lint-openapi docs format image clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install everything; quick when nothing changed
 
@@ -40,6 +43,14 @@ lint: $(INSTALLED) ## ruff, mypy --strict, hadolint
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy --strict
 	$(BIN)/hadolint Dockerfile
+
+lint-openapi: $(INSTALLED) ## lint the OpenAPI document with Spectral; needs Node.js
+	mkdir -p build
+	$(BIN)/music-tagger openapi > build/openapi.json
+	npx --yes $(SPECTRAL) lint --fail-severity=hint build/openapi.json
+
+docs: $(INSTALLED) ## build the documentation into site/; a broken link fails
+	$(BIN)/mkdocs build --strict
 
 format: $(INSTALLED) ## put the code into shape
 	$(BIN)/python -m ruff check --fix .
