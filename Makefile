@@ -50,7 +50,7 @@ lint-openapi: $(INSTALLED) ## lint the OpenAPI document with Spectral; needs Nod
 	npx --yes $(SPECTRAL) lint --fail-severity=hint build/openapi.json
 
 docs: $(INSTALLED) ## build the documentation into site/; a broken link fails
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED) ## put the code into shape
 	$(BIN)/python -m ruff check --fix .
@@ -62,5 +62,5 @@ image: ## build the container image music-tagger; DOCKER=podman works too
 		--build-arg REVISION="$$(git rev-parse HEAD)" .
 
 clean: ## remove .venv and everything that was made
-	rm -rf $(VENV) build dist artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find app model music_tagger_client tests -type d -name __pycache__ -prune -exec rm -rf {} +
