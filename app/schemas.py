@@ -109,10 +109,6 @@ class ModelName(BaseModel):
     sha256: str = Field(description="Of the weights.")
 
 
-FoundAudio = Annotated[Audio, Field(description="What was found in the clip.")]
-AnsweringModel = Annotated[ModelName, Field(description="Which model answered.")]
-
-
 class Timing(BaseModel):
     """Where the time went, in milliseconds. The steps overlap, so the parts need not sum to total."""
 
@@ -131,8 +127,8 @@ class TagResponse(BaseModel):
 
     tags: list[TagScore] = Field(description="In the model's order.")
     windows: list[Window] | None = Field(default=None, description="Only with `windows=true`.")
-    audio: FoundAudio
-    model: AnsweringModel
+    audio: Audio = Field(description="What was found in the clip.")
+    model: ModelName = Field(description="Which model answered.")
     timing_ms: Timing = Field(description="Where the time went, in milliseconds.")
 
 
@@ -206,8 +202,8 @@ class StreamFinal(BaseModel):
 
     event: Literal["final"] = Field(default="final", description="Which message this is.")
     tags: list[TagScore] = Field(description="In the model's order.")
-    audio: FoundAudio
-    model: AnsweringModel
+    audio: Audio = Field(description="What was found in the clip.")
+    model: ModelName = Field(description="Which model answered.")
 
 
 class Label(BaseModel):

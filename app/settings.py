@@ -83,8 +83,8 @@ class Settings(BaseSettings):
     `request_timeout_s`."""
 
     decode_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
-    """Clips decoded at the same moment; if not set, one a core. Low: the device waits for audio. High: decoding and the network fight
-    for the same cores, and latency spreads."""
+    """Clips decoded at the same moment; if not set, one a core. Low: the device waits for audio. High:
+    decoding and the network fight for the same cores, and latency spreads."""
     batch_segments: int = Field(default=8, ge=1, le=1024)
     """Most segments of one forward pass. Low: a GPU idles. High: each pass takes longer, more memory is used,
     and short clips wait behind it."""

@@ -25,6 +25,7 @@ from model.tagger import Tagger
 
 ROOT: Final = Path(__file__).parents[1]
 REDOC: Final = Path(fastapi_offline.__file__).parent / "static" / "redoc.standalone.js"
+REDOC_LOGO: Final = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 CLIPS: Final[Mapping[str, str]] = {
     "app/web/samples/song.opus": "a (synthetic) voice sings pop",
     "app/web/samples/club.opus": "trance, no voice",
@@ -149,7 +150,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "MODEL_CARD.md", content=card))
     openapi = create_app(Settings(), tagger=tagger()).openapi()
     files.append(File.generated(config, "openapi.json", content=json.dumps(openapi)))
-    files.append(File.generated(config, "redoc.standalone.js", abs_src_path=str(REDOC)))
+    redoc = REDOC.read_text(encoding="utf-8").replace(REDOC_LOGO, "data:,")
+    files.append(File.generated(config, "redoc.standalone.js", content=redoc))
     return files
 
 

@@ -1,4 +1,4 @@
-"""The documentation's site, built as `make docs` does: made of the code and the model, and complete offline."""
+"""The documentation's site, built as `make docs` does: made of code and model, and complete offline."""
 
 import doctest
 import re
@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
 from playwright.sync_api import expect
@@ -24,7 +23,7 @@ LOADED = re.compile(r"<(?:script|img|audio|source|iframe|link)\b[^>]*?\b(?:src|h
 
 
 class QuietHandler(SimpleHTTPRequestHandler):
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, *args: object) -> None:
         """Say nothing."""
 
 
