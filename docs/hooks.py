@@ -53,7 +53,7 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def tags() -> str:
     """Each tag's meaning and threshold, as the bundle tells them."""
     bundle = tagger().bundle
-    rows = [(f"`{tag}`", bundle.meanings[tag], f"{bundle.thresholds[tag]:.2f}") for tag in bundle.tags]
+    rows = [(f"**{tag}**", bundle.meanings[tag], f"{bundle.thresholds[tag]:.2f}") for tag in bundle.tags]
     return table(("tag", "applies when", "threshold"), rows)
 
 
@@ -68,7 +68,7 @@ def clips() -> str:
             for tag, score in scores.items()
         ]
         name = Path(path).name
-        player = f'<audio controls preload="none" src="clips/{name}" aria-label="{name}"></audio>'
+        player = f'<audio controls preload="none" style="width: 11rem" src="clips/{name}" aria-label="{name}"></audio>'
         rows.append((f"{heard}<br>{player}", *cells))
     return table(("clip", *bundle.tags), rows)
 

@@ -66,7 +66,7 @@ def test_every_page_opens_with_nothing_but_this_machine(site: Path, url: str) ->
     pages = sorted(path.name for path in site.glob("*.html"))
     assert {"index.html", "api.html", "settings.html", "MODEL_CARD.html", "faq.html"} <= set(pages)
 
-    with chromium() as browser, new_tab(browser) as tab:
+    with chromium() as browser, new_tab(browser, reduced_motion="reduce") as tab:
         for page in pages:
             tab.page.goto(f"{url}/{page}", wait_until="networkidle")
             if page in ("index.html", "tags.html"):

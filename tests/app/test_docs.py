@@ -168,5 +168,5 @@ def wordless(openapi: dict[str, Any]) -> Iterator[str]:
         if not schema.get("description"):
             yield name
         for part, told in schema.get("properties", {}).items():
-            if not told.get("description"):
+            if not told.get("description") and "$ref" not in told:  # then the model that it names has words
                 yield f"{name}.{part}"
