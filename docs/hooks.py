@@ -68,7 +68,8 @@ def clips() -> str:
             for tag, score in scores.items()
         ]
         name = Path(path).name
-        player = f'<audio controls preload="none" style="width: 11rem" src="clips/{name}" aria-label="{name}"></audio>'
+        shape = 'controls preload="none" style="width: 11rem"'
+        player = f'<audio {shape} src="clips/{name}" aria-label="{name}"></audio>'
         rows.append((f"{heard}<br>{player}", *cells))
     return table(("clip", *bundle.tags), rows)
 
