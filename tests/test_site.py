@@ -17,6 +17,7 @@ from app.problems import PROBLEMS
 from app.settings import Settings
 from model.tagger import Tagger
 from tests.app.browser import chromium, new_tab
+from tests.app.service import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 LOADED = re.compile(r"<(?:script|img|audio|source|iframe|link)\b[^>]*?\b(?:src|href)=[\"']?([^\"'\s>]+)")
@@ -72,7 +73,9 @@ def test_every_page_opens_with_nothing_but_this_machine(site: Path, url: str) ->
             if page in ("index.html", "tags.html"):
                 tab.screenshot(f"site-{page.removesuffix('.html')}")
         tab.page.goto(f"{url}/reference.html")
-        expect(tab.page.get_by_role("heading", name="Tag one clip").first).to_be_visible()
+        expect(tab.page.get_by_role("heading", name="Tag one clip").first).to_be_visible(
+            timeout=PATIENCE_S * 1000
+        )
 
     assert tab.outside == []
     assert tab.errors == []
