@@ -146,8 +146,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for path in CLIPS:
         files.append(File.generated(config, f"clips/{Path(path).name}", abs_src_path=str(ROOT / path)))
     card = (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
-    # Its links lead to files of the repository, which the site does not hold: only their words stay.
-    card = re.sub(r"\[([^\]]+)\]\((?!https?:|#)[^)]+\)", r"\1", card)
+    card = re.sub(r"\]\((?!https?:|#)", "](../", card)  # as its links would be written here
     files.append(File.generated(config, "MODEL_CARD.md", content=card))
     openapi = create_app(Settings(), tagger=tagger()).openapi()
     files.append(File.generated(config, "openapi.json", content=json.dumps(openapi)))
@@ -157,6 +156,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
-    """Put what is generated into a page. Raises KeyError, which ends the build, at an unknown name."""
+    """Put what is generated into a page, and leave only the words of links to what the site does not hold.
+
+    Raises KeyError, which ends the build, at an unknown name.
+    """
     del page
+    markdown = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", markdown)
     return re.sub(r"<!-- generated: (\w+) -->", lambda found: GENERATED[found[1]](), markdown)
