@@ -10,6 +10,9 @@ IMAGE_CHECK_ARGS ?=
 AUDIT_ARGS ?=
 RELEASE_ARGS ?=
 
+# The newest that runs on Debian's Node.js 18, too
+SPECTRAL := @stoplight/spectral-cli@6.16.3
+
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -17,10 +20,10 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint format image image-check lock sbom audit release clean
+.PHONY: help setup serve test lint lint-openapi docs format image image-check lock sbom audit release clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(INSTALLED) ## make .venv and install everything; quick when nothing changed
 
@@ -43,6 +46,14 @@ lint: $(INSTALLED) ## ruff, mypy --strict, hadolint
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy --strict
 	$(BIN)/hadolint Dockerfile
+
+lint-openapi: $(INSTALLED) ## lint the OpenAPI document with Spectral; needs Node.js
+	mkdir -p build
+	$(BIN)/music-tagger openapi > build/openapi.json
+	npx --yes $(SPECTRAL) lint --fail-severity=hint build/openapi.json
+
+docs: $(INSTALLED) ## build the documentation into site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED) ## put the code into shape
 	$(BIN)/python -m ruff check --fix .
@@ -69,5 +80,5 @@ release: $(INSTALLED) ## the check-list of a release, and its tag; RELEASE_ARGS=
 	$(BIN)/python -m scripts.release $(RELEASE_ARGS)
 
 clean: ## remove .venv and everything that was made
-	rm -rf $(VENV) build dist artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site artifacts *.egg-info music_tagger_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find app model music_tagger_client tests benchmarks -type d -name __pycache__ -prune -exec rm -rf {} +

@@ -444,6 +444,18 @@ def train(
     typer.echo(f"{'Predictions' if folds else 'Bundle'}: {result}")
 
 
+@cli.command("openapi")
+def print_openapi(weights: Weights = None) -> None:
+    """Print the service's OpenAPI document as JSON, for generators of clients and for linters."""
+    import json
+
+    from app.main import create_app
+    from app.settings import Settings
+
+    tagger = _load(weights, "cpu", "torch", None)
+    typer.echo(json.dumps(create_app(Settings(), tagger=tagger).openapi(), indent=2))
+
+
 @cli.command("mtg-jamendo")
 def mtg_jamendo(
     folder: Annotated[Path, typer.Argument(help="Clone of the repository mtg-jamendo-dataset.")],

@@ -14,34 +14,20 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__, logs, problems
-from app.admission import Admission, needs_key
+from app import __version__, logs, openapi, problems
+from app.admission import Admission
 from app.context import RequestContext
-from app.examples import examples_of, threshold_example
 from app.pipeline import Pipeline
 from app.routes import batch, health, huggingface, model, page, stream, tags
 from app.routes import problems as problem_routes
-from app.schemas import (
-    LabelRequest,
-    Problem,
-    StreamEnd,
-    StreamFinal,
-    StreamProblem,
-    StreamStart,
-    StreamWindow,
-)
 from app.settings import Settings
 from app.state import State
 from model.bundle import Bundle
 from model.tagger import Tagger
 
 WATCH_S: Final = 1.0
-DESCRIPTION: Final = (
-    "Listens to a clip of music and scores independent tags. Every failure says what to do next."
-)
 
 
 def terminate() -> None:
@@ -66,7 +52,12 @@ def create_app(
     app: FastAPI = FastAPIOffline(
         title="music-tagger",
         version=__version__,
-        description=DESCRIPTION,
+        description=openapi.DESCRIPTION,
+        contact=openapi.CONTACT,
+        license_info=openapi.LICENSE,
+        servers=openapi.SERVERS,
+        openapi_tags=openapi.TAGS,
+        generate_unique_id_function=openapi.operation_id,
         lifespan=_lifespan_of(state, tagger),
         redirect_slashes=False,
     )
@@ -77,8 +68,18 @@ def create_app(
     app.include_router(page.router)
     app.mount("/web", page.files)
     _surround(app, state)
-    _describe(app, state)
+    openapi.describe(app, with_key=bool(state.settings.api_keys), bundle=_bundle_of(state, tagger))
     return app
+
+
+def _bundle_of(state: State, tagger: Tagger | None) -> Callable[[], Bundle | None]:
+    """Give a function that tells which bundle is served, as soon as that is known."""
+
+    def bundle() -> Bundle | None:
+        known = state.loaded.tagger if state.loaded else tagger
+        return known.bundle if known else None
+
+    return bundle
 
 
 def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any]:
@@ -135,45 +136,3 @@ def _surround(app: FastAPI, state: State) -> None:
             allow_headers=["Authorization", "Content-Type", "X-Request-ID", "X-Request-Timeout"],
             expose_headers=["Retry-After", "Server-Timing", "X-Request-ID"],
         )
-
-
-def _describe(app: FastAPI, state: State) -> None:
-    """Complete OpenAPI by what FastAPI cannot know: schemas that no signature names, the tags, the key."""
-    generate = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema:
-            return app.openapi_schema
-        schema = generate()
-        components = schema.setdefault("components", {})
-        _, schemas = models_json_schema(
-            [
-                *((sent, "validation") for sent in (LabelRequest, StreamStart, StreamEnd)),
-                *((told, "serialization") for told in (Problem, StreamWindow, StreamFinal, StreamProblem)),
-            ],
-            ref_template="#/components/schemas/{model}",
-        )
-        components.setdefault("schemas", {}).update(schemas["$defs"])
-        if state.loaded:
-            _give_examples(schema, state.loaded.tagger.bundle)
-        else:
-            app.openapi_schema = None  # ask again when it is known which tags there are
-        if state.settings.api_keys:
-            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-            for path, operations in schema["paths"].items():
-                for operation in operations.values() if needs_key(path) else ():
-                    operation["security"] = [{"key": []}]
-        return schema
-
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _give_examples(schema: dict[str, Any], bundle: Bundle) -> None:
-    """Add what is exemplified with the bundle's own tags."""
-    for name, example in examples_of(bundle).items():
-        schema["components"]["schemas"][name]["examples"] = [example]
-    for operations in schema["paths"].values():
-        for operation in operations.values():
-            for parameter in operation.get("parameters", ()):
-                if parameter["name"] == "threshold":
-                    parameter["schema"]["examples"] = ["0.5", threshold_example(bundle)]

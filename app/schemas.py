@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from model.audio import MOST_S
 
 Score = Annotated[float, Field(ge=0, le=1)]
+TagName = Annotated[str, Field(description="The tag's name.")]
+Scores = Annotated[dict[str, Score], Field(description="The score of each tag.")]
 Seconds = Annotated[float, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
 
@@ -41,7 +43,9 @@ class TagQuery(BaseModel):
 
     model_config = _example({"windows": True, "threshold": "0.5"}, extra="forbid")
 
-    windows: bool = Field(default=False, description="Add the timeline: the scores of every window.")
+    windows: bool = Field(
+        default=False, description="Add the timeline: the scores of every window.", examples=[True]
+    )
     threshold: str | None = Field(
         default=None,
         max_length=2000,
@@ -50,7 +54,12 @@ class TagQuery(BaseModel):
         examples=["0.5"],
     )
     start_s: float = Field(
-        default=0.0, ge=0, le=MOST_S, allow_inf_nan=False, description="Skip so many seconds."
+        default=0.0,
+        ge=0,
+        le=MOST_S,
+        allow_inf_nan=False,
+        description="Skip so many seconds.",
+        examples=[30],
     )
     duration_s: float | None = Field(
         default=None,
@@ -58,13 +67,14 @@ class TagQuery(BaseModel):
         le=MOST_S,
         allow_inf_nan=False,
         description="Listen to so many seconds at most; empty: to the end.",
+        examples=[60],
     )
 
 
 class TagScore(BaseModel):
     """One tag's answer. Tags do not exclude each other: the scores do not sum to one."""
 
-    tag: str
+    tag: TagName
     score: Score = Field(description="Calibrated probability that the tag applies.")
     present: bool = Field(description="Whether score >= threshold.")
     threshold: Score = Field(description="The model's own, or as the request said.")
@@ -73,9 +83,9 @@ class TagScore(BaseModel):
 class Window(BaseModel):
     """The scores of one stretch of the clip; neighbours overlap."""
 
-    start_s: Seconds
-    end_s: Seconds
-    scores: dict[str, Score]
+    start_s: Seconds = Field(description="From the beginning of the clip.")
+    end_s: Seconds = Field(description="From the same.")
+    scores: Scores
 
 
 class Audio(BaseModel):
@@ -84,9 +94,9 @@ class Audio(BaseModel):
     model_config = _example(AUDIO)
 
     format: str = Field(description="Container, told by content.")
-    codec: str
+    codec: str = Field(description="How the sound is coded in it.")
     sample_rate_hz: int = Field(description="Of the clip, before resampling.", gt=0)
-    channels: int = Field(gt=0)
+    channels: int = Field(description="Of the clip; their mean is what is listened to.", gt=0)
     duration_s: Seconds = Field(description="Length of the clip.")
     analysed_s: Seconds = Field(description="How much of it was listened to.")
 
@@ -94,8 +104,8 @@ class Audio(BaseModel):
 class ModelName(BaseModel):
     """Which model answered."""
 
-    name: str
-    version: str
+    name: str = Field(description="The bundle's name.")
+    version: str = Field(description="The bundle's version.")
     sha256: str = Field(description="Of the weights.")
 
 
@@ -117,9 +127,9 @@ class TagResponse(BaseModel):
 
     tags: list[TagScore] = Field(description="In the model's order.")
     windows: list[Window] | None = Field(default=None, description="Only with `windows=true`.")
-    audio: Audio
-    model: ModelName
-    timing_ms: Timing
+    audio: Audio = Field(description="What was found in the clip.")
+    model: ModelName = Field(description="Which model answered.")
+    timing_ms: Timing = Field(description="Where the time went, in milliseconds.")
 
 
 class BatchItem(BaseModel):
@@ -136,7 +146,7 @@ class BatchItem(BaseModel):
 class BatchResponse(BaseModel):
     """The answers to all clips of a batch, in the request's order."""
 
-    items: list[BatchItem]
+    items: list[BatchItem] = Field(description="One for each clip.")
 
 
 class StreamStart(BaseModel):
@@ -171,16 +181,16 @@ class StreamEnd(BaseModel):
 
     model_config = _example({"end": True}, extra="forbid")
 
-    end: Literal[True]
+    end: Literal[True] = Field(description="Nothing more is sent.")
 
 
 class StreamWindow(BaseModel):
     """Told at every hop: the scores of the last two segments; of the first one alone after the first hop."""
 
-    event: Literal["window"] = "window"
+    event: Literal["window"] = Field(default="window", description="Which message this is.")
     start_s: Seconds = Field(description="From the beginning of the stream.")
-    end_s: Seconds
-    scores: dict[str, Score]
+    end_s: Seconds = Field(description="From the same.")
+    scores: Scores
     present: dict[str, bool] = Field(description="Whether score >= threshold.")
     latency_ms: Milliseconds = Field(
         description="From the arrival of the message that completed the window to this answer."
@@ -190,17 +200,17 @@ class StreamWindow(BaseModel):
 class StreamFinal(BaseModel):
     """Told after the end: the scores of the whole stream."""
 
-    event: Literal["final"] = "final"
+    event: Literal["final"] = Field(default="final", description="Which message this is.")
     tags: list[TagScore] = Field(description="In the model's order.")
-    audio: Audio
-    model: ModelName
+    audio: Audio = Field(description="What was found in the clip.")
+    model: ModelName = Field(description="Which model answered.")
 
 
 class Label(BaseModel):
     """One tag's score as `huggingface_hub` names it."""
 
-    label: str
-    score: Score
+    label: TagName
+    score: Score = Field(description="Calibrated probability that the tag applies.")
 
 
 class LabelQuery(BaseModel):
@@ -208,7 +218,9 @@ class LabelQuery(BaseModel):
 
     model_config = _example({"top_k": 2}, extra="forbid")
 
-    top_k: int | None = Field(default=None, ge=1, description="So many labels at most; empty: all.")
+    top_k: int | None = Field(
+        default=None, ge=1, description="So many labels at most; empty: all.", examples=[2]
+    )
 
 
 class LabelParameters(LabelQuery):
@@ -230,30 +242,30 @@ class LabelRequest(BaseModel):
         description="The clip, in base64.",
         json_schema_extra={"format": "byte", "contentEncoding": "base64"},
     )
-    parameters: LabelParameters = LabelParameters()
+    parameters: LabelParameters = Field(default=LabelParameters(), description="What is asked of them.")
 
 
 class TagMeaning(BaseModel):
     """One tag of the model."""
 
-    tag: str
-    meaning: str
-    threshold: Score
+    tag: TagName
+    meaning: str = Field(description="When it applies; empty if the bundle does not say.")
+    threshold: Score = Field(description="From which score it is present, unless a request says otherwise.")
 
 
 class ModelResponse(BaseModel):
     """The model that serves."""
 
-    name: str
-    version: str
-    sha256: str
-    device: str
+    name: str = Field(description="The bundle's name.")
+    version: str = Field(description="The bundle's version.")
+    sha256: str = Field(description="Of the weights.")
+    device: str = Field(description="Where the network runs: cpu, mps, cuda or cuda:N.")
     engine: str = Field(description="What computes the network: torch or openvino.")
     precision: str = Field(description="In which numbers: fp32 or bf16.")
-    sample_rate_hz: int
-    window_s: float
-    hop_s: float
-    tags: list[TagMeaning]
+    sample_rate_hz: int = Field(description="To which every clip is resampled.")
+    window_s: float = Field(description="Seconds that one score of the timeline covers.")
+    hop_s: float = Field(description="Seconds from one window's start to the next one's.")
+    tags: list[TagMeaning] = Field(description="In the order of every answer.")
     metrics: dict[str, Any] = Field(description="Measured on held-out clips, as stored beside the weights.")
 
 
@@ -262,7 +274,7 @@ class Health(BaseModel):
 
     model_config = _example({"status": "ready"})
 
-    status: str
+    status: Literal["live", "ready"] = Field(description="What it is.")
 
 
 class Problem(BaseModel):
@@ -272,7 +284,7 @@ class Problem(BaseModel):
 
     type: str = Field(description="Which problem: a relative URI that describes it.")
     title: str = Field(description="The same for every occurrence of the type.")
-    status: int = Field(ge=400, le=599)
+    status: int = Field(ge=400, le=599, description="The HTTP status.")
     detail: str = Field(description="What was wrong this time.")
     instance: str = Field(description="The path and the request's id, which the log names too.")
     hint: str = Field(description="What to do next.")
@@ -281,5 +293,5 @@ class Problem(BaseModel):
 class StreamProblem(Problem):
     """Told when a stream fails, before it is closed."""
 
-    event: Literal["problem"] = "problem"
+    event: Literal["problem"] = Field(default="problem", description="Which message this is.")
     retry_after_s: int | None = Field(default=None, ge=1, description="Seconds after which to try again.")

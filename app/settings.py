@@ -82,9 +82,9 @@ class Settings(BaseSettings):
     """Most seconds that `X-Request-Timeout` may ask for; more is cut to this. At least
     `request_timeout_s`."""
 
-    decode_threads: int = Field(default=os.cpu_count() or 1, ge=1, le=256)
-    """Clips decoded at the same moment. Low: the device waits for audio. High: decoding and the network fight
-    for the same cores, and latency spreads."""
+    decode_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
+    """Clips decoded at the same moment; if not set, one a core. Low: the device waits for audio. High:
+    decoding and the network fight for the same cores, and latency spreads."""
     batch_segments: int = Field(default=8, ge=1, le=1024)
     """Most segments of one forward pass. Low: a GPU idles. High: each pass takes longer, more memory is used,
     and short clips wait behind it."""

@@ -69,7 +69,8 @@ def measure(cores: int, seconds: float, formats: list[str], engine: str, rounds:
     rows = []
     for encoding in formats:
         clip = make_clip(seconds, encoding)
-        steps = zip(COLUMNS, (decode, transform, embed, tagger.tag), strict=True)
+        jobs: tuple[Callable[[bytes], object], ...] = (decode, transform, embed, tagger.tag)
+        steps = zip(COLUMNS, jobs, strict=True)
         times = medians_ms({name: timed(step, clip) for name, step in steps}, rounds)
         rows.append([encoding, *times.values(), times["whole"] / times["decode"]])
     engine = f"{tagger.engine} {tagger.precision}"

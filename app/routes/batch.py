@@ -48,6 +48,7 @@ _RESPONSES: Final = responses_for(
 @router.post(
     "/v1/tags/batch",
     summary="Tag several clips",
+    response_description="A result or a problem for each clip, in order.",
     responses=_RESPONSES,
     openapi_extra=_BODY,
     response_model_exclude_none=True,

@@ -10,7 +10,12 @@ from app.state import WithState
 router = APIRouter(tags=["health"])
 
 
-@router.get("/health/live", summary="Is the process alive?", responses=responses_for(key=False))
+@router.get(
+    "/health/live",
+    summary="Is the process alive?",
+    response_description="It is.",
+    responses=responses_for(key=False),
+)
 async def live() -> Health:
     """200 as long as the process answers at all."""
     return Health(status="live")
@@ -19,6 +24,7 @@ async def live() -> Health:
 @router.get(
     "/health/ready",
     summary="Should it get work?",
+    response_description="It should.",
     responses=responses_for("not-ready", "draining", key=False),
 )
 async def ready(state: WithState) -> Health:
@@ -32,6 +38,7 @@ async def ready(state: WithState) -> Health:
     "/metrics",
     summary="Metrics for Prometheus",
     response_class=Response,
+    response_description="All metrics.",
     responses={
         200: {
             "content": {"text/plain": {"schema": {"type": "string"}, "example": "music_tagger_ready 1.0\n"}}

@@ -38,6 +38,7 @@ _BODY: Final[dict[str, Any]] = {
 @router.post(
     "/hf/audio-classification",
     summary="Tag one clip for Hugging Face's clients",
+    response_description="The tags by falling score.",
     responses=responses_for("bad-json", *CLIP_SLUGS),
     openapi_extra=_BODY,
 )

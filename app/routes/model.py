@@ -9,7 +9,12 @@ from app.state import WithState
 router = APIRouter(tags=["model"])
 
 
-@router.get("/v1/model", summary="Describe the model", responses=responses_for("not-ready"))
+@router.get(
+    "/v1/model",
+    summary="Describe the model",
+    response_description="The model that serves.",
+    responses=responses_for("not-ready"),
+)
 async def describe_model(state: WithState) -> ModelResponse:
     """Tags with their meanings and thresholds, held-out metrics, version, hash, device and engine."""
     tagger = state.pipeline.tagger

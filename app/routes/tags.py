@@ -50,6 +50,7 @@ CLIP_SLUGS: Final = (
 @router.post(
     "/v1/tags",
     summary="Tag one clip",
+    response_description="The scores.",
     responses=responses_for(*CLIP_SLUGS),
     openapi_extra=_BODY,
     response_model_exclude_none=True,

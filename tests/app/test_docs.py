@@ -1,6 +1,7 @@
 """The documentation: complete, and without anything from outside."""
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter
 from app import schemas
 from app.examples import examples_of
 from app.main import create_app
+from app.openapi import operations
 from app.settings import Settings
 from model.tagger import Tagger
 from tests.app.service import Service, serving
@@ -135,3 +137,36 @@ async def test_a_browser_is_told_to_load_nothing_from_outside(service: Service, 
 
     assert policy.startswith("default-src 'self'")
     assert "http" not in policy
+
+
+async def test_everything_has_words_and_an_example(service: Service) -> None:
+    openapi = service.app.openapi()
+
+    assert [tag["name"] for tag in openapi["tags"] if tag["description"]] == [
+        *("tags", "model", "problems", "health")
+    ]
+    assert list(wordless(openapi)) == []
+
+
+def wordless(openapi: dict[str, Any]) -> Iterator[str]:
+    """What has no description, or no example where one belongs."""
+    for operation in operations(openapi):
+        name = operation["operationId"]
+        if "description" not in operation.get("requestBody", {"description": ""}):
+            yield f"{name}: body"
+        for parameter in operation.get("parameters", ()):
+            exemplified = {"example", "examples"} & {*parameter, *parameter["schema"]}
+            if not (parameter.get("description") and exemplified):
+                yield f"{name}: {parameter['name']}"
+        for status, response in operation["responses"].items():
+            if not response["description"] or response["description"] == "Successful Response":
+                yield f"{name}: {status}"
+            for content in response["content"].values():
+                if not {"example", "examples"} & set(content):
+                    yield f"{name}: {status}: example"
+    for name, schema in openapi["components"]["schemas"].items():
+        if not schema.get("description"):
+            yield name
+        for part, told in schema.get("properties", {}).items():
+            if not told.get("description") and "$ref" not in told:  # then the model that it names has words
+                yield f"{name}.{part}"
