@@ -6,6 +6,7 @@ Each column does what the one before does, and more: decode makes segments of by
 
 import argparse
 import multiprocessing
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
