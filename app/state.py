@@ -75,8 +75,8 @@ class State:
         self.metrics.ready.set_function(lambda: int(self.refusal() is None))
 
 
-def state_of(request: Request) -> State:
-    """Hand a route its application's state."""
+async def state_of(request: Request) -> State:
+    """Hand a route its application's state; asynchronous, as FastAPI would take a thread for it otherwise."""
     return cast(State, request.app.state.tagger_service)
 
 
