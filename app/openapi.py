@@ -102,7 +102,7 @@ def _give_examples(schema: dict[str, Any], bundle: Bundle) -> None:
             if parameter["name"] == "threshold":
                 parameter["schema"]["examples"] = ["0.5", threshold_example(bundle)]
         answer = operation["responses"]["200"]["content"].get("application/json")
-        if answer:
+        if answer and answer["schema"]:  # a route of no model has an empty one
             answer["example"] = _example_of(answer["schema"], schemas)
 
 
