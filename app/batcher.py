@@ -1,9 +1,9 @@
 """Gathers segments of many clips into one forward pass, fairly, within bounds, and survives what goes wrong.
 
 A clip enters by `Batcher.admit`, which reserves its room in the queue, and gets a `Lane`; segments are put on
-the lane one by one, each answered by a future. One worker thread serves the device: it takes segments from
-the lanes in turn, so that a long clip cannot starve a short one, and waits at most a moment for a batch to
-fill.
+the lane one by one, each answered by a future. A worker thread serves the device, or several serve one that
+takes several batches at once: it takes segments from the lanes in turn, so that a long clip cannot starve a
+short one, and waits at most a moment for a batch to fill.
 """
 
 import math
@@ -29,7 +29,7 @@ MAX_RETRY_AFTER_S: Final = 3600
 
 
 class QueueFullError(RuntimeError):
-    """There is no room for another clip."""
+    """There is no room for another clip, or for another batch where the device has a queue of its own."""
 
 
 class BatchFailedError(RuntimeError):
@@ -77,17 +77,32 @@ class Lane:
         self.batcher.leave(self)
 
 
+class _Worker(threading.Thread):
+    """A thread that serves the device, the batch in its hands, and since when."""
+
+    def __init__(self, work: Callable[["_Worker"], None]) -> None:
+        super().__init__(name="batcher", daemon=True)
+        self._work = work
+        self.batch: list[_Item] = []
+        self.since = 0.0
+
+    def run(self) -> None:
+        """Serve until the batcher stops or the thread dies."""
+        self._work(self)
+
+
 class Batcher:
-    """The queue in front of one device, and the thread that serves it. Thread-safe.
+    """The queue in front of one device, and the threads that serve it. Thread-safe.
 
     Args:
-        embed: the network's trunk, [B, samples] -> [B, E].
+        embed: the network's trunk, [B, samples] -> [B, E]; may raise QueueFullError.
         batch_segments: most segments of one forward pass.
         batch_wait_s: longest time in seconds that a segment waits for company once the worker is free.
         queue_segments: most segments admitted at once.
-        max_deaths: deaths of the worker within `DEATHS_WINDOW_S` after which it is not restarted.
+        max_deaths: deaths of workers within `DEATHS_WINDOW_S` after which none is restarted.
         on_batch: told the segments and seconds of each successful pass.
-        on_exhausted: called once when the worker died too often.
+        on_exhausted: called once when workers died too often.
+        concurrent_batches: most forward passes at once, a worker each.
     """
 
     def __init__(
@@ -100,6 +115,7 @@ class Batcher:
         max_deaths: int,
         on_batch: Callable[[int, float], None] = lambda _segments, _seconds: None,
         on_exhausted: Callable[[], None] = lambda: None,
+        concurrent_batches: int = 1,
     ) -> None:
         self._embed = embed
         self._batch_segments = batch_segments
@@ -108,6 +124,7 @@ class Batcher:
         self._max_deaths = max_deaths
         self._on_batch = on_batch
         self._on_exhausted = on_exhausted
+        self._concurrent_batches = concurrent_batches
         self._changed = threading.Condition()
         self._lanes: deque[Lane] = deque()  # those with a segment waiting, in the order of their next turn
         self._waiting = 0
@@ -115,11 +132,9 @@ class Batcher:
         self._busy_since = 0.0
         self._finished = 0.0
         self._pace: deque[tuple[int, float]] = deque(maxlen=RATE_BATCHES)
-        self._batch: list[_Item] = []
-        self._batch_since = 0.0
         self._deaths: deque[float] = deque(maxlen=max_deaths)
         self._stopped = False
-        self._worker: threading.Thread | None = None
+        self._workers: list[_Worker] = []
 
     # What is let in
 
@@ -183,20 +198,22 @@ class Batcher:
 
     @property
     def alive(self) -> bool:
-        """Whether the worker lives."""
-        return self._worker is not None and self._worker.is_alive()
+        """Whether all workers live."""
+        workers = self._workers
+        return bool(workers) and all(worker.is_alive() for worker in workers)
 
     @property
     def worker_id(self) -> int | None:
-        """The worker thread's identifier, as `threading.get_ident` gives it."""
-        return self._worker.ident if self._worker else None
+        """The first worker thread's identifier, as `threading.get_ident` gives it."""
+        return self._workers[0].ident if self._workers else None
 
     def oldest_wait_s(self) -> float:
         """Seconds since the oldest segment was queued, or since the running pass began if that is longer."""
         with self._changed:
             since = [lane.items[0].since for lane in self._lanes]
-            if not all(item.future.done() for item in self._batch):
-                since.append(self._batch_since)
+            for worker in self._workers:
+                if not all(item.future.done() for item in worker.batch):
+                    since.append(worker.since)
         return max((time.monotonic() - moment for moment in since), default=0.0)
 
     def retry_after_s(self) -> int:
@@ -207,19 +224,24 @@ class Batcher:
             estimate = self._reserved * seconds / segments if segments else 1.0
         return min(max(math.ceil(estimate), 1), MAX_RETRY_AFTER_S)
 
-    # The worker
+    # The workers
 
     def start(self) -> None:
-        """Start the worker."""
-        worker = threading.Thread(target=self._work, name="batcher", daemon=True)
-        worker.start()
-        self._worker = worker
+        """Start the workers; called by one that dies, replace it."""
+        with self._changed:
+            dying = threading.current_thread()
+            living = [worker for worker in self._workers if worker.is_alive() and worker is not dying]
+            new = [_Worker(self._work) for _ in range(self._concurrent_batches - len(living))]
+            for worker in new:
+                worker.start()
+            self._workers = living + new
 
     def stop(self, timeout_s: float = 5.0) -> None:
-        """Refuse what still waits with StoppedError, and wait for the running pass."""
+        """Refuse what still waits with StoppedError, and wait for the running passes."""
         self._refuse_all()
-        if self._worker is not None:
-            self._worker.join(timeout_s)
+        until = time.monotonic() + timeout_s
+        for worker in self._workers:
+            worker.join(max(until - time.monotonic(), 0))
 
     def _refuse_all(self) -> None:
         with self._changed:
@@ -234,23 +256,23 @@ class Batcher:
             if item.future.set_running_or_notify_cancel():
                 item.future.set_exception(StoppedError())
 
-    def _work(self) -> None:
+    def _work(self, worker: _Worker) -> None:
         try:
-            while self._gather():
-                self._run()
+            while self._gather(worker):
+                self._run(worker)
         except BaseException as error:
-            self._bury(error)
+            self._bury(worker, error)
 
-    def _gather(self) -> bool:
+    def _gather(self, worker: _Worker) -> bool:
         """Take the next batch, in turn from the lanes; false when the batcher stopped."""
         with self._changed:
             while not self._waiting and not self._stopped:
                 self._changed.wait()
             self._wait_for_company()
-            self._batch = []
-            while self._lanes and len(self._batch) < self._batch_segments:
-                self._take(self._lanes.popleft())
-            self._batch_since = time.monotonic()
+            worker.batch = []
+            while self._lanes and len(worker.batch) < self._batch_segments:
+                self._take(self._lanes.popleft(), worker)
+            worker.since = time.monotonic()
             return not self._stopped
 
     def _wait_for_company(self) -> None:
@@ -259,43 +281,44 @@ class Batcher:
             if not self._changed.wait(max(until - time.monotonic(), 0)):
                 return
 
-    def _take(self, lane: Lane) -> None:
+    def _take(self, lane: Lane, worker: _Worker) -> None:
         item = lane.items.popleft()
         self._waiting -= 1
         if lane.items:
             self._lanes.append(lane)
         if item.future.set_running_or_notify_cancel():
-            self._batch.append(item)
+            worker.batch.append(item)
 
-    def _run(self) -> None:
-        batch, started = self._batch, self._batch_since
+    def _run(self, worker: _Worker) -> None:
+        batch, started = worker.batch, worker.since
         if not batch:
             return
         try:
             embeddings = self._embed(np.stack([item.segment for item in batch]))
         except Exception as error:
-            logger.exception("a forward pass failed", extra={"segments": len(batch)})
-            self._batch = []
+            if not isinstance(error, QueueFullError):
+                logger.exception("a forward pass failed", extra={"segments": len(batch)})
+            worker.batch = []
             _fail(batch, error)
             return
         took = time.monotonic() - started
         self._note_pace(len(batch))
         for item, embedding in zip(batch, embeddings, strict=True):
             item.future.set_result(Row(embedding, started - item.since, took / len(batch)))
-        self._batch = []
+        worker.batch = []
         self._on_batch(len(batch), took)
 
     def _note_pace(self, segments: int) -> None:
         # Idle time does not count, but waiting for decoders while work is admitted does: the true rate.
-        now = time.monotonic()
         with self._changed:
+            now = time.monotonic()
             self._pace.append((segments, now - max(self._finished, self._busy_since)))
             self._finished = now
 
-    def _bury(self, cause: BaseException) -> None:
+    def _bury(self, worker: _Worker, cause: BaseException) -> None:
         """Fail the dead worker's batch only, after another worker was started, unless too many died."""
         logger.critical("the worker died", exc_info=cause)
-        batch, self._batch = self._batch, []
+        batch, worker.batch = worker.batch, []
         now = time.monotonic()
         self._deaths.append(now)
         if len(self._deaths) == self._max_deaths and now - self._deaths[0] < DEATHS_WINDOW_S:
@@ -307,8 +330,11 @@ class Batcher:
 
 
 def _fail(batch: list[_Item], cause: BaseException) -> None:
-    failure = BatchFailedError(f"{type(cause).__name__}: {cause}")
-    failure.__cause__ = cause
+    failure: Exception = BatchFailedError(f"{type(cause).__name__}: {cause}")
+    if isinstance(cause, QueueFullError):
+        failure = cause
+    else:
+        failure.__cause__ = cause
     for item in batch:
         if not item.future.done():
             item.future.set_exception(failure)

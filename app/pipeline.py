@@ -112,6 +112,7 @@ class Pipeline:
             max_deaths=settings.max_worker_deaths,
             on_batch=metrics.seen_batch,
             on_exhausted=on_exhausted,
+            concurrent_batches=settings.concurrent_batches,
         )
         self._settings = settings
         self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
@@ -153,7 +154,7 @@ class Pipeline:
                 lanes.append(self.batcher.admit(self._settings.clip_segments))  # noqa: PERF401 - released if the next is refused
             yield lanes
         except QueueFullError as error:
-            raise ProblemError("queue-full", retry_after_s=self.batcher.retry_after_s()) from error
+            raise self._queue_full() from error
         finally:
             for lane in lanes:
                 lane.release()
@@ -185,12 +186,9 @@ class Pipeline:
 
         decoder = Decoder(reader, self.tagger.segments)
         try:
-            await self._embed_all(decoder, lane, work)
-            return await self._in_pool(lambda: self._finish(work.rows, decoder.info, start_s))
-        except BatchFailedError as error:
-            raise ProblemError("batch-failed") from error
-        except StoppedError as error:
-            raise ProblemError("draining", retry_after_s=1) from error
+            with self._failures_as_problems():
+                await self._embed_all(decoder, lane, work)
+                return await self._in_pool(lambda: self._finish(work.rows, decoder.info, start_s))
         finally:
             lane.release()
             self._close_later(decoder)
@@ -203,13 +201,24 @@ class Pipeline:
         """
         lane = self.batcher.admit(1, counted_elsewhere=True)
         try:
-            return await asyncio.wrap_future(lane.submit(segment))
-        except BatchFailedError as error:
-            raise ProblemError("batch-failed") from error
-        except StoppedError as error:
-            raise ProblemError("draining", retry_after_s=1) from error
+            with self._failures_as_problems():
+                return await asyncio.wrap_future(lane.submit(segment))
         finally:
             lane.release()
+
+    @contextmanager
+    def _failures_as_problems(self) -> Iterator[None]:
+        try:
+            yield
+        except BatchFailedError as error:
+            raise ProblemError("batch-failed") from error
+        except QueueFullError as error:
+            raise self._queue_full() from error
+        except StoppedError as error:
+            raise ProblemError("draining", retry_after_s=1) from error
+
+    def _queue_full(self) -> ProblemError:
+        return ProblemError("queue-full", retry_after_s=self.batcher.retry_after_s())
 
     async def _embed_all(self, decoder: Decoder, lane: Lane, work: Work) -> None:
         ended = False

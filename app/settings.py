@@ -91,6 +91,9 @@ class Settings(BaseSettings):
     batch_wait_ms: float = Field(default=5.0, ge=0, le=1000)
     """Most milliseconds that the first segment waits for company. Low: small batches. High: that much latency
     for a lone clip; it buys nothing on a CPU."""
+    concurrent_batches: int = Field(default=1, ge=1, le=256)
+    """Forward passes at once. 1 keeps one device busy. More are for a tagger that is several machines (see
+    deploy/ray): too few leave machines idle; too many make small batches."""
     clip_segments: int = Field(default=16, ge=1, le=4096)
     """Most segments of one clip decoded ahead of the device (0.3 MB each). Low: the device waits for this
     clip's decoder. High: more memory a clip, and fewer clips fit the queue."""

@@ -116,6 +116,35 @@ def test_clips_take_turns_so_a_long_one_does_not_starve_a_short_one(batcher: Bat
     assert device.batches[1] == [1, 2, 1, 2]
 
 
+def test_as_many_batches_are_under_way_as_told(device: Device) -> None:
+    batcher = Batcher(
+        device, batch_segments=1, batch_wait_s=0, queue_segments=4, max_deaths=2, concurrent_batches=3
+    )
+    batcher.start()
+    device.free.clear()
+    lane = batcher.admit(4)
+
+    futures = [lane.submit(segment(value)) for value in range(4)]
+    for _ in range(3):
+        device.wait_until_entered()
+
+    assert batcher.depth == 1
+    assert not device.entered.acquire(timeout=0.05)
+    device.free.set()
+    assert [answer(future) for future in futures] == [0.0, 2.0, 4.0, 6.0]
+    batcher.stop()
+    assert not batcher.alive
+
+
+def test_a_device_with_a_full_queue_of_its_own_is_no_failure(batcher: Batcher, device: Device) -> None:
+    device.failure = QueueFullError("come back later")
+
+    refused = batcher.admit(1).submit(segment(1))
+
+    with pytest.raises(QueueFullError, match="come back later"):
+        refused.result(PATIENCE_S)
+
+
 def test_a_failing_batch_fails_only_its_own(batcher: Batcher, device: Device) -> None:
     lane = batcher.admit(8)
     device.failure = RuntimeError("out of memory")
