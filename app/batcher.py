@@ -211,9 +211,11 @@ class Batcher:
         """Seconds since the oldest segment was queued, or since the running pass began if that is longer."""
         with self._changed:
             since = [lane.items[0].since for lane in self._lanes]
-            for worker in self._workers:
-                if not all(item.future.done() for item in worker.batch):
-                    since.append(worker.since)
+            since += [
+                worker.since
+                for worker in self._workers
+                if not all(item.future.done() for item in worker.batch)
+            ]
         return max((time.monotonic() - moment for moment in since), default=0.0)
 
     def retry_after_s(self) -> int:

@@ -133,7 +133,7 @@ def writer_of(
     if form is Format.PARQUET:
         if out is None:
             raise OutputError("Parquet is no text to print: name its file with --out FILE.parquet")
-        return ParquetWriter(tags, out, windows=windows)
+        return ParquetWriter(tags, partial(write_whole, out), windows=windows)
     if timeline:
         return TimelineWriter(tags, None if out is None else whole)
     return TableWriter(tags, None if out is None else whole, windows=windows)
@@ -284,7 +284,7 @@ class CsvWriter:
 class ParquetWriter:
     """The rows of CSV with their types, in one piece; needs the extra `library`."""
 
-    def __init__(self, tags: Sequence[str], out: Path, *, windows: bool) -> None:
+    def __init__(self, tags: Sequence[str], write: Callable[[bytes], None], *, windows: bool) -> None:
         import pyarrow
 
         number, kinds = pyarrow.float64(), {"path": pyarrow.string(), "error": pyarrow.string()}
@@ -292,12 +292,12 @@ class ParquetWriter:
         self._schema = pyarrow.schema(
             [(name, kinds.get(name, number)) for name in columns_of(tags, windows=windows)]
         )
-        self._out, self._windows = out, windows
+        self._write, self._windows = write, windows
         self._rows: list[dict[str, Any]] = []
 
     def add(self, outcome: Outcome) -> None:
         """Keep the rows."""
-        path = outcome.path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")  # it takes no other
+        path = as_utf8(outcome.path)
         self._rows += [row | {"path": path} for row in _rows(outcome, self._windows)]
 
     def close(self) -> None:
@@ -306,7 +306,12 @@ class ParquetWriter:
 
         data = BufferOutputStream()
         parquet.write_table(Table.from_pylist(self._rows, self._schema), data)
-        write_whole(self._out, data.getvalue().to_pybytes())
+        self._write(data.getvalue().to_pybytes())
+
+
+def as_utf8(path: str) -> str:
+    """A path as Parquet takes it: bytes that are no UTF-8 are replaced."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 class TableWriter:

@@ -6,14 +6,15 @@ decoders. Threads, not processes: FFmpeg runs without the interpreter's lock.
 
 import os
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from queue import Full, Queue
 from threading import Event
-from typing import Final
+from typing import BinaryIO, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +35,8 @@ STOP_S: Final = 0.1
 
 Part = NDArray[np.float32] | AudioInfo | Exception
 """What a decoder hands over: batches, and at last what was found in the file, or why it failed."""
+Opener = Callable[[str], AbstractContextManager[tuple[Stamp, Path | BinaryIO]]]
+"""Opens the file of a path or URL, with its stamp; raises OSError."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,10 +55,11 @@ class _StoppedError(Exception):
 class _Decoding:
     """One file, decoded in a thread of its own, ahead of the network."""
 
-    def __init__(self, tagger: Tagger, path: Path, how: Listening, stopped: Event) -> None:
+    def __init__(self, tagger: Tagger, path: str, how: Listening, stopped: Event, open_file: Opener) -> None:
         self.path = path
         self.stamp: Stamp | None = None
         self._tagger, self._how, self._stopped = tagger, how, stopped
+        self._open_file = open_file
         self._parts: Queue[Part] = Queue(BATCHES)
 
     def run(self) -> None:
@@ -76,9 +80,12 @@ class _Decoding:
                 return
 
     def _decode(self) -> None:
-        self.stamp = stamp_of(self.path)  # before reading: a change on the way must be noticed next time
+        with self._open_file(self.path) as (self.stamp, source):
+            self._decode_from(source)
+
+    def _decode_from(self, source: Path | BinaryIO) -> None:
         with AudioReader(
-            self.path,
+            source,
             sample_rate_hz=self._tagger.bundle.sample_rate_hz,
             start_s=self._how.start_s,
             duration_s=self._how.duration_s,
@@ -97,14 +104,22 @@ class _Decoding:
         raise _StoppedError
 
 
-def listen(tagger: Tagger, paths: Iterable[Path], how: Listening) -> Generator[Outcome]:
+@contextmanager
+def open_local(path: str) -> Iterator[tuple[Stamp, Path]]:
+    """See Opener. The stamp is taken before reading: a change on the way must be noticed next time."""
+    yield stamp_of(Path(path)), Path(path)
+
+
+def listen(
+    tagger: Tagger, paths: Iterable[Path | str], how: Listening, open_file: Opener = open_local
+) -> Generator[Outcome]:
     """Tag every file, in order; one that fails is an outcome, too. Close it to stop in the middle."""
     stopped = Event()
     ahead: deque[_Decoding] = deque()
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="decode")
     try:
         for path in paths:
-            ahead.append(_Decoding(tagger, path, how, stopped))
+            ahead.append(_Decoding(tagger, str(path), how, stopped, open_file))
             pool.submit(ahead[-1].run)
             if len(ahead) == AHEAD:
                 yield _outcome(tagger, ahead.popleft(), how)
@@ -116,7 +131,7 @@ def listen(tagger: Tagger, paths: Iterable[Path], how: Listening) -> Generator[O
 
 
 def _outcome(tagger: Tagger, decoding: _Decoding, how: Listening) -> Outcome:
-    path = str(decoding.path)
+    path = decoding.path
     embeddings: list[NDArray[np.float32]] = []
     for part in decoding.parts():
         if isinstance(part, np.ndarray):
@@ -125,7 +140,7 @@ def _outcome(tagger: Tagger, decoding: _Decoding, how: Listening) -> Outcome:
             problem = from_audio(part)
             return Failed(path, problem.slug, problem.detail, problem.hint, decoding.stamp)
         elif isinstance(part, OSError):
-            return Failed(path, "unreadable", f"{part.strerror or part}.", _hint_for(decoding.path))
+            return Failed(path, "unreadable", f"{part.strerror or part}.", _hint_for(path))
         elif isinstance(part, Exception):
             raise part
         else:
@@ -135,7 +150,7 @@ def _outcome(tagger: Tagger, decoding: _Decoding, how: Listening) -> Outcome:
     return Tagged(path, tagging, present, decoding.stamp)
 
 
-def _hint_for(path: Path) -> str:
-    if path.is_dir():
+def _hint_for(path: str) -> str:
+    if Path(path).is_dir():
         return "The folder holds no file to tag: name another one."
     return "Check the path, and that you may read the file."
