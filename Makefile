@@ -4,6 +4,7 @@ PYTHON ?= python3
 HOST ?= 127.0.0.1
 PORT ?= 8000
 PYTEST_ARGS ?=
+RAY_ARGS ?=
 DOCKER ?= docker
 IMAGE_ARGS ?=
 IMAGE_CHECK_ARGS ?=
@@ -20,7 +21,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve test lint lint-openapi docs format image image-check lock sbom audit release clean
+.PHONY: help setup serve ray test lint lint-openapi docs format image image-check lock sbom audit release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +38,10 @@ $(INSTALLED): pyproject.toml music_tagger_client/pyproject.toml
 
 serve: $(INSTALLED) ## serve on http://HOST:PORT (127.0.0.1:8000)
 	$(BIN)/music-tagger serve --host $(HOST) --port $(PORT)
+
+ray: $(INSTALLED) ## serve on Ray on this machine, with RAY_ARGS='--replicas 2'
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m deploy.ray.local --port $(PORT) $(RAY_ARGS)
 
 test: $(INSTALLED) ## run the tests; narrow them with PYTEST_ARGS='-k metrics'
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
