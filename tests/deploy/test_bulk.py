@@ -1,0 +1,87 @@
+"""What a worker of deploy/ray/bulk.py does with one part, and what a later run makes of it; without Ray."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import pyarrow.parquet
+import pytest
+
+from deploy.ray.bulk import Job, Worker, find_files, open_file, read_done
+from model.tagger import Tagger
+from tests.app.service import tune
+
+
+def tag(files: list[str], out: str) -> dict[str, list[int]]:
+    return Worker(Job(out, None, "cpu", "auto", 1))({"path": [os.fsencode(file) for file in files]})
+
+
+def rows_of(out: Path) -> dict[str, dict[str, Any]]:
+    [part] = out.glob("part-*.parquet")
+    return {row["path"]: row for row in pyarrow.parquet.read_table(part).to_pylist()}
+
+
+@pytest.fixture
+def files(tmp_path: Path, clips: dict[str, Path]) -> list[str]:
+    """A song, a bad clip, and one that is not there."""
+    (tmp_path / "bad.mp3").write_bytes(b"no music")
+    return [str(clips["sung_pop"]), str(tmp_path / "bad.mp3"), str(tmp_path / "missing.mp3")]
+
+
+def test_a_bad_clip_is_a_row_with_its_problem(files: list[str], tmp_path: Path) -> None:
+    expected = Tagger.load(device="cpu").tag(files[0]).scores
+
+    assert tag(files, str(tmp_path)) == {"files": [3], "failed": [2]}
+
+    rows = rows_of(tmp_path)
+    assert [rows[file]["error"] for file in files] == [None, "not-audio", "unreadable"]
+    assert {name: rows[files[0]][name] for name in expected} == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_part_that_is_computed_twice_is_there_once(files: list[str], tmp_path: Path) -> None:
+    tag(files, str(tmp_path))
+    tag(files, str(tmp_path))
+
+    assert len(rows_of(tmp_path)) == 3
+
+
+def test_what_could_not_be_read_is_left_for_the_next_run(files: list[str], tmp_path: Path) -> None:
+    tag(files, str(tmp_path))
+
+    assert read_done(str(tmp_path)) == set(files[:2])
+    assert set(rows_of(tmp_path)) == set(files[:2])  # so that it will have one row, not two
+
+
+def test_a_bucket_is_read_and_written_without_a_local_file(clips: dict[str, Path]) -> None:
+    bucket = fsspec.filesystem("memory")
+    bucket.pipe_file("/music/song.opus", clips["sung_pop"].read_bytes())
+    bucket.pipe_file("/music/.hidden/song.opus", b"")
+    bucket.pipe_file("/music/cover.jpg", b"\xff\xd8\xff")
+
+    files = find_files("memory://music", "file")
+    told = tag(files, "memory://tags")
+
+    assert files == ["memory:///music/song.opus"]
+    assert told == {"files": [1], "failed": [0]}
+    assert read_done("memory://tags") == set(files)
+    with open_file(files[0]) as (stamp, _):
+        assert stamp.size_bytes == clips["sung_pop"].stat().st_size
+
+
+def test_a_manifest_names_files_relative_to_itself(tmp_path: Path) -> None:
+    (tmp_path / "song.wav").write_bytes(tune(2))
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("id,file\n1,song.wav\n2,/music/other.wav\n3,s3://bucket/third.wav\n4,song.wav\n")
+
+    found = find_files(str(manifest), "file")
+
+    assert found == [str(tmp_path / "song.wav"), "/music/other.wav", "s3://bucket/third.wav"]
+
+
+def test_a_manifest_without_the_column_is_refused(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.csv"
+    manifest.write_text("id,song\n1,song.wav\n")
+
+    with pytest.raises(ValueError, match="no column 'file'"):
+        find_files(str(manifest), "file")
