@@ -21,7 +21,7 @@ import typer  # noqa: E402
 from ray import serve  # noqa: E402
 from ray.serve.config import HTTPOptions  # noqa: E402
 
-from deploy.ray.serve_app import Ingress, TaggerReplica  # noqa: E402
+from deploy.ray.serve_app import Ingress, Taggers  # noqa: E402
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def serving(replicas: int, port: int, max_queued_requests: int = 256) -> Iterato
     )
     try:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
-        tagger = TaggerReplica.options(
+        tagger = Taggers.options(
             num_replicas=replicas, autoscaling_config=None, max_queued_requests=max_queued_requests
         )
         serve.run(Ingress.bind(tagger.bind()))

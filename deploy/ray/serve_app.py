@@ -45,16 +45,6 @@ def count_segments(calls: list[FloatArray]) -> int:
     return sum(len(segments) for segments in calls)
 
 
-@serve.deployment(
-    name="tagger",
-    max_ongoing_requests=TAGGER_CALLS,
-    max_queued_requests=256,
-    autoscaling_config={"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": TAGGER_CALLS / 2},
-    ray_actor_options={"num_cpus": 1},
-    user_config={"batch_segments": 8, "batch_wait_s": 0.0},
-    health_check_period_s=5,
-    graceful_shutdown_timeout_s=30,
-)
 class TaggerReplica:
     """The network's trunk in a process of its own, on the device that Ray gives it."""
 
@@ -67,14 +57,14 @@ class TaggerReplica:
 
         No call may have more segments than that: TAGGER_BATCH_SEGMENTS must not be above `batch_segments`.
         """
-        self.embed.set_max_batch_size(user_config["batch_segments"])  # type: ignore[attr-defined]
-        self.embed.set_batch_wait_timeout_s(user_config["batch_wait_s"])  # type: ignore[attr-defined]
+        self.embed.set_max_batch_size(user_config["batch_segments"])
+        self.embed.set_batch_wait_timeout_s(user_config["batch_wait_s"])
 
     def describe(self) -> dict[str, str]:
         """Tell what computes, and in which numbers."""
         return {"name": self._tagger.engine, "precision": self._tagger.precision}
 
-    @serve.batch(batch_size_fn=count_segments)
+    @serve.batch(batch_size_fn=count_segments)  # type: ignore[untyped-decorator] # see pyproject.toml
     async def embed(self, calls: list[FloatArray]) -> list[FloatArray]:
         """Segments [B, samples] of each call -> embeddings [B, E] of each, in one forward pass."""
         embeddings = await asyncio.to_thread(self._tagger.embed, np.concatenate(calls))
@@ -123,6 +113,17 @@ def build_ingress() -> FastAPI:
     return create_app(settings, tagger=Tagger(bundle, network, torch.device("cpu"), engine))
 
 
+Taggers = serve.deployment(
+    name="tagger",
+    max_ongoing_requests=TAGGER_CALLS,
+    max_queued_requests=256,
+    autoscaling_config={"min_replicas": 1, "max_replicas": 8, "target_ongoing_requests": TAGGER_CALLS / 2},
+    ray_actor_options={"num_cpus": 1},
+    user_config={"batch_segments": 8, "batch_wait_s": 0.0},
+    health_check_period_s=5,
+    graceful_shutdown_timeout_s=30,
+)(TaggerReplica)
+
 Ingress = serve.deployment(
     name="ingress",
     max_ongoing_requests=INGRESS_REQUESTS,
@@ -131,4 +132,4 @@ Ingress = serve.deployment(
     graceful_shutdown_timeout_s=60,
 )(serve.ingress(build_ingress)())
 
-app = Ingress.bind(TaggerReplica.bind())
+app = Ingress.bind(Taggers.bind())
