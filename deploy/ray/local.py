@@ -54,9 +54,9 @@ def main(
     ] = 256,
 ) -> None:
     """Serve until Ctrl-C."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with serving(replicas, port, max_queued_requests):
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # now, as Ray sets its own
             typer.echo(f"Serving on http://127.0.0.1:{port}; Ctrl-C ends.", err=True)
             while True:
                 time.sleep(3600)
