@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
-from app import __version__, logs, openapi, problems
+from app import __version__, logs, openapi, problems, redoc
 from app.admission import Admission
 from app.context import RequestContext
 from app.pipeline import Pipeline
@@ -61,6 +61,7 @@ def create_app(
         lifespan=_lifespan_of(state, tagger),
         redirect_slashes=False,
     )
+    app.router.routes.insert(0, redoc.ROUTE)
     app.state.tagger_service = state
     problems.install(app)
     for routes in (tags, batch, huggingface, stream, model, health, problem_routes):

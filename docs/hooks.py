@@ -10,13 +10,13 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
-import fastapi_offline
 from annotated_types import Ge, Gt, Le, Lt
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from pydantic.fields import FieldInfo
 
+from app import redoc
 from app.main import create_app
 from app.openapi import TAGS
 from app.problems import PROBLEMS
@@ -24,8 +24,6 @@ from app.settings import Settings
 from model.tagger import Tagger
 
 ROOT: Final = Path(__file__).parents[1]
-REDOC: Final = Path(fastapi_offline.__file__).parent / "static" / "redoc.standalone.js"
-REDOC_LOGO: Final = "https://cdn.redoc.ly/redoc/logo-mini.svg"
 CLIPS: Final[Mapping[str, str]] = {
     "app/web/samples/song.opus": "a (synthetic) voice sings pop",
     "app/web/samples/club.opus": "trance, no voice",
@@ -150,8 +148,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     files.append(File.generated(config, "MODEL_CARD.md", content=card))
     openapi = create_app(Settings(), tagger=tagger()).openapi()
     files.append(File.generated(config, "openapi.json", content=json.dumps(openapi)))
-    redoc = REDOC.read_text(encoding="utf-8").replace(REDOC_LOGO, "data:,")
-    files.append(File.generated(config, "redoc.standalone.js", content=redoc))
+    files.append(File.generated(config, "redoc.standalone.js", content=redoc.script()))
     return files
 
 

@@ -76,7 +76,10 @@ def test_try_it_out_tags_a_real_clip(server: Process, tab: Tab) -> None:
 
 def test_redoc_is_whole_without_a_network(server: Process, tab: Tab) -> None:
     page = tab.page
+    asked: list[str] = []  # before the page's policy refuses anything
+    page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{server.url}/redoc")
 
     expect(page.get_by_role("heading", name="Tag one clip").first).to_be_visible()
     assert tab.outside == []
+    assert [url for url in asked if not url.startswith((server.url, "data:", "blob:"))] == []
