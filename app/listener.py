@@ -1,20 +1,22 @@
 """One stream's ear: a bounded pipe that messages go into, and a window's scores at every hop that come out.
 
-Decoding blocks while the pipe is empty, so that each listener has a thread of its own; the decoders of
-uploads take turns instead (see app.pipeline). Embeddings are made in the batches that all clips share.
+Decoding blocks while the pipe is empty, so that each listener has a thread of its own, in the service's
+process; uploads take turns in processes instead (see app.decoders). Embeddings are made in the batches that
+all clips share.
 """
 
 import asyncio
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Final, TypeVar, cast
 
-from app.pipeline import Decoder, Pipeline
+from app.batcher import Segment
+from app.pipeline import Pipeline
 from app.settings import Settings
-from model.audio import AudioReader
+from model.audio import AudioInfo, AudioReader
 from model.tagger import Rolling, Tagging, WindowScores
 
 MOST_MESSAGE_BYTES: Final = 1_000_000
@@ -91,41 +93,55 @@ class Listener:
     def __init__(self, pipe: Pipe, pipeline: Pipeline, settings: Settings) -> None:
         self._pipe = pipe
         self._pipeline = pipeline
+        self._settings = settings
         self._rolling = Rolling(pipeline.tagger)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="listen")
-
-        def reader() -> AudioReader:
-            return AudioReader(
-                cast(BinaryIO, pipe),
-                sample_rate_hz=pipeline.tagger.bundle.sample_rate_hz,
-                min_s=settings.min_audio_s,
-                max_s=settings.max_audio_s,
-                live=True,
-            )
-
-        self._decoder = Decoder(reader, pipeline.tagger.segments)
+        self._reader: AudioReader | None = None
+        self._segments: Iterator[Segment] = iter(())
 
     async def window(self) -> WindowScores | None:
         """The next window's scores as soon as it is complete; none at the end.
 
         Raises AudioError for what is wrong with the sound, ProblemError for what is wrong with the service.
         """
-        segments = await self._in_thread(lambda: self._decoder.take(1))
-        if not segments:
+        segment = await self._in_thread(self._next_segment)
+        if segment is None:
             return None
-        row = await self._pipeline.embed(segments[0])
-        heard_s = self._decoder.info.analysed_s
+        row = await self._pipeline.embed(segment)
+        heard_s = self._info.analysed_s
         return await self._in_thread(lambda: self._rolling.add(row.embedding, heard_s))
 
     async def finish(self) -> Tagging:
         """The whole stream's scores, after the last window."""
-        return await self._in_thread(lambda: self._rolling.finish(self._decoder.info))
+        return await self._in_thread(lambda: self._rolling.finish(self._info))
 
     def close(self) -> None:
         """Let everything go, in whatever state; the thread ends by itself."""
         self._pipe.drop()
-        self._thread.submit(self._decoder.close)
+        self._thread.submit(self._close)
         self._thread.shutdown(wait=False)
+
+    @property
+    def _info(self) -> AudioInfo:
+        assert self._reader is not None  # noqa: S101 - asked for after the first segment
+        return self._reader.info
+
+    def _next_segment(self) -> Segment | None:
+        tagger = self._pipeline.tagger
+        if self._reader is None:  # opening reads from the pipe, so it belongs into the thread
+            self._reader = AudioReader(
+                cast(BinaryIO, self._pipe),
+                sample_rate_hz=tagger.bundle.sample_rate_hz,
+                min_s=self._settings.min_audio_s,
+                max_s=self._settings.max_audio_s,
+                live=True,
+            )
+            self._segments = tagger.segments(self._reader)
+        return next(self._segments, None)
+
+    def _close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
 
     async def _in_thread(self, job: Callable[[], Result]) -> Result:
         return await asyncio.wrap_future(self._thread.submit(job))

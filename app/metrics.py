@@ -53,7 +53,7 @@ class Metrics:
             f"{PREFIX}_tags_present", "Clips in which a tag was present.", ("tag",), registry=self.registry
         )
         self.upload = self._seconds("upload", "From a request's headers to the end of its body.")
-        self.decode = self._seconds("decode", "A thread's time on decoding one clip.")
+        self.decode = self._seconds("decode", "A decoder's time on one clip.")
         self.queue = self._seconds(
             "queue", "A clip's wait for a decoder, and its longest wait for the device."
         )
@@ -68,6 +68,9 @@ class Metrics:
         self.queue_depth = self._gauge("queue_segments", "Segments that wait for the device.")
         self.queue_age = self._gauge("queue_oldest_seconds", "Age of the oldest work that is not done.")
         self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held.")
+        self.decoder_deaths = Counter(
+            f"{PREFIX}_decoder_deaths", "Decoders that died and were replaced.", registry=self.registry
+        )
         self.workers = self._gauge("workers_alive", "Workers that live; 0 means that nothing is served.")
         self.listeners = self._gauge("streams_open", "Streams that are listened to.")
         self.windows = Counter(

@@ -1,13 +1,10 @@
-"""One clip's way through the service: decoded in turns by a pool of threads, embedded in shared batches.
+"""One clip's way through the service: decoded in turns by a decoder's process, embedded in shared batches.
 
 A clip is decoded a few segments at a time, and only while its lane has room. So a two-hour song is never held
-whole, and decoder threads serve all clips in rotation. Threads, not processes: FFmpeg runs without the
-interpreter's lock.
+whole, and a decoder serves its clips in rotation.
 """
 
 import asyncio
-import itertools
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -19,10 +16,12 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from app.batcher import Batcher, BatchFailedError, Lane, QueueFullError, Row, Segment, StoppedError
+from app.decoder_process import Listening
+from app.decoders import Decoders, Decoding
 from app.metrics import Metrics
 from app.problems import ProblemError
 from app.settings import Settings
-from model.audio import AudioInfo, AudioReader
+from model.audio import AudioInfo
 from model.tagger import Tagger, Tagging
 
 TURN_SEGMENTS: Final = (
@@ -34,9 +33,10 @@ TURN_SEGMENTS: Final = (
 class Work:
     """How far one clip has come, and where its time went (seconds)."""
 
-    decoding: bool = False
     decode_s: float = 0.0
     waited_for_decoder_s: float = 0.0
+    turn_began: float | None = None
+    """Since when a decoder has this clip in hand."""
     rows: list[Row] = field(default_factory=list)
     pending: deque[Future[Row]] = field(default_factory=deque)
 
@@ -44,10 +44,21 @@ class Work:
     def at_work(self) -> bool:
         """Whether a decoder or the device has this clip in hand, or the device has had a part of it."""
         return (
-            self.decoding
+            self.turn_began is not None
             or bool(self.rows)
             or any(future.running() or (future.done() and not future.cancelled()) for future in self.pending)
         )
+
+    def begin_turn(self) -> None:
+        """A decoder takes this clip in hand."""
+        self.turn_began = time.monotonic()
+
+    def end_turn(self, asked: float) -> None:
+        """The decoder that was asked at that moment is done with this clip, for now."""
+        now = time.monotonic()
+        began, self.turn_began = self.turn_began or now, None
+        self.waited_for_decoder_s += began - asked
+        self.decode_s += now - began
 
     @property
     def queue_s(self) -> float:
@@ -60,45 +71,8 @@ class Work:
         return sum(row.inference_s for row in self.rows)
 
 
-class Decoder:
-    """One clip's decoder, resumed in turns by whichever thread is free."""
-
-    def __init__(
-        self, reader: Callable[[], AudioReader], cut: Callable[[AudioReader], Iterator[Segment]]
-    ) -> None:
-        self._open = reader  # opening reads from the clip, so it belongs to the first turn, in a thread
-        self._cut = cut
-        self._turn = threading.Lock()
-        self._closed = threading.Event()
-        self._reader: AudioReader | None = None
-        self._segments: Iterator[Segment] = iter(())
-
-    def take(self, count: int) -> list[Segment]:
-        """Decode up to `count` more segments; fewer mean that the clip ended. Raises AudioError."""
-        with self._turn:
-            if self._reader is None and not self._closed.is_set():
-                self._reader = self._open().__enter__()
-                self._segments = self._cut(self._reader)
-            unless_closed = itertools.takewhile(lambda _: not self._closed.is_set(), self._segments)
-            return list(itertools.islice(unless_closed, count))
-
-    @property
-    def info(self) -> AudioInfo:
-        """What was found; complete after the last segment."""
-        assert self._reader is not None  # noqa: S101 - asked for only after take()
-        return self._reader.info
-
-    def close(self) -> None:
-        """Let the decoder go; a turn that is running ends at its next segment."""
-        self._closed.set()
-        with self._turn:
-            if self._reader is not None:
-                self._reader.__exit__(None, None, None)
-                self._reader = None
-
-
 class Pipeline:
-    """The tagger, the threads that decode for it and the batcher in front of it."""
+    """The tagger, the processes that decode for it and the batcher in front of it."""
 
     def __init__(
         self, tagger: Tagger, settings: Settings, metrics: Metrics, on_exhausted: Callable[[], None]
@@ -115,11 +89,14 @@ class Pipeline:
             concurrent_batches=settings.concurrent_batches,
         )
         self._settings = settings
-        self._pool = ThreadPoolExecutor(settings.decode_threads, thread_name_prefix="decode")
+        self._decoders = Decoders(settings.decoders, metrics.decoder_deaths.inc)
+        self._finishing = ThreadPoolExecutor(1, thread_name_prefix="finish")
         self._turns: dict[Future[list[Segment]], float] = {}
 
     async def warm_up(self) -> None:
-        """Answer one full batch and one clip of silence, so that the first real clip does not pay for it."""
+        """Await the decoders, answer one full batch and one clip of silence, so that no real clip pays."""
+        for there in self._decoders.ping():
+            await asyncio.wrap_future(there)
         lane = self.batcher.admit(self._settings.batch_segments)
         try:
             silence = np.zeros(self.tagger.segment_samples, np.float32)
@@ -129,7 +106,7 @@ class Pipeline:
             lane.release()
         seconds = len(rows) * self.tagger.bundle.hop_s
         info = AudioInfo("warm-up", "none", self.tagger.bundle.sample_rate_hz, 1, seconds, seconds)
-        await self._in_pool(lambda: self._finish(rows, info))
+        await self._finish(rows, info)
 
     def has_room(self) -> bool:
         """Whether a new clip would be admitted now."""
@@ -143,7 +120,8 @@ class Pipeline:
     def close(self) -> None:
         """Stop: what still waits is refused."""
         self.batcher.stop()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._decoders.stop()
+        self._finishing.shutdown(wait=True, cancel_futures=True)
 
     @contextmanager
     def admit(self, clips: int = 1) -> Iterator[list[Lane]]:
@@ -161,37 +139,34 @@ class Pipeline:
 
     async def tag(
         self,
-        source: BinaryIO,
+        clip: BinaryIO,
         lane: Lane,
         work: Work,
         *,
         start_s: float = 0.0,
         duration_s: float | None = None,
     ) -> Tagging:
-        """Tag one clip on its lane, which is released with the clip's end.
+        """Tag one clip, a file with a descriptor, on its lane, which is released with the clip's end.
 
         Raises AudioError for what is wrong with the clip, ProblemError for what is wrong with the service.
         """
         settings = self._settings
-
-        def reader() -> AudioReader:
-            return AudioReader(
-                source,
-                sample_rate_hz=self.tagger.bundle.sample_rate_hz,
-                start_s=start_s,
-                duration_s=duration_s,
-                min_s=settings.min_audio_s,
-                max_s=settings.max_audio_s,
-            )
-
-        decoder = Decoder(reader, self.tagger.segments)
+        listening = Listening(
+            sample_rate_hz=self.tagger.bundle.sample_rate_hz,
+            start_s=start_s,
+            duration_s=duration_s,
+            min_s=settings.min_audio_s,
+            max_s=settings.max_audio_s,
+            segment_samples=self.tagger.segment_samples,
+        )
+        decoding = self._decoders.open(clip, listening)
         try:
             with self._failures_as_problems():
-                await self._embed_all(decoder, lane, work)
-                return await self._in_pool(lambda: self._finish(work.rows, decoder.info, start_s))
+                info = await self._embed_all(decoding, lane, work)
+                return await self._finish(work.rows, info, start_s)
         finally:
             lane.release()
-            self._close_later(decoder)
+            decoding.close()
 
     async def embed(self, segment: Segment) -> Row:
         """One segment of a stream, in the batches that all clips share.
@@ -220,10 +195,10 @@ class Pipeline:
     def _queue_full(self) -> ProblemError:
         return ProblemError("queue-full", retry_after_s=self.batcher.retry_after_s())
 
-    async def _embed_all(self, decoder: Decoder, lane: Lane, work: Work) -> None:
+    async def _embed_all(self, decoding: Decoding, lane: Lane, work: Work) -> AudioInfo:
         ended = False
         while not ended:
-            segments = await self._decode_turn(decoder, work)
+            segments = await self._decode_turn(decoding, work)
             ended = len(segments) < self._turn_segments
             for segment in segments:
                 if len(work.pending) >= self._settings.clip_segments:
@@ -232,6 +207,8 @@ class Pipeline:
         while work.pending:
             lane.resize(len(work.pending))
             await self._collect(work)
+        assert decoding.info is not None  # noqa: S101 - known since the first turn
+        return decoding.info
 
     @property
     def _turn_segments(self) -> int:
@@ -243,32 +220,19 @@ class Pipeline:
         work.pending.popleft()
         work.rows.append(row)
 
-    async def _decode_turn(self, decoder: Decoder, work: Work) -> list[Segment]:
+    async def _decode_turn(self, decoding: Decoding, work: Work) -> list[Segment]:
         asked = time.monotonic()
-
-        def turn() -> list[Segment]:
-            started = time.monotonic()
-            work.decoding = True
-            work.waited_for_decoder_s += started - asked
-            try:
-                return decoder.take(self._turn_segments)
-            finally:
-                work.decoding = False
-                work.decode_s += time.monotonic() - started
-
-        future = self._pool.submit(turn)
+        future = decoding.take(self._turn_segments, began=work.begin_turn)
         self._turns[future] = asked
         future.add_done_callback(lambda done: self._turns.pop(done, None))
-        return await asyncio.wrap_future(future)
+        segments = await asyncio.wrap_future(future)
+        work.end_turn(asked)
+        return segments
 
-    async def _in_pool(self, job: Callable[[], Tagging]) -> Tagging:
-        return await asyncio.wrap_future(self._pool.submit(job))
+    async def _finish(self, rows: list[Row], info: AudioInfo, start_s: float = 0.0) -> Tagging:
+        """Whatever takes milliseconds belongs into a thread."""
 
-    def _finish(self, rows: list[Row], info: AudioInfo, start_s: float = 0.0) -> Tagging:
-        return self.tagger.finish(np.stack([row.embedding for row in rows]), info, start_s=start_s)
+        def finish() -> Tagging:
+            return self.tagger.finish(np.stack([row.embedding for row in rows]), info, start_s=start_s)
 
-    def _close_later(self, decoder: Decoder) -> None:
-        try:
-            self._pool.submit(decoder.close)
-        except RuntimeError:  # the pool is shut down, so no thread is in this decoder
-            decoder.close()
+        return await asyncio.wrap_future(self._finishing.submit(finish))

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 BYTES_PER_MB = 1_000_000
+MAX_DECODERS = 8
 
 
 def hash_key(key: str) -> str:
@@ -82,9 +83,9 @@ class Settings(BaseSettings):
     """Most seconds that `X-Request-Timeout` may ask for; more is cut to this. At least
     `request_timeout_s`."""
 
-    decode_threads: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, le=256)
-    """Clips decoded at the same moment; if not set, one a core. Low: the device waits for audio. High:
-    decoding and the network fight for the same cores, and latency spreads."""
+    decoders: int = Field(default_factory=lambda: min(os.cpu_count() or 1, MAX_DECODERS), ge=1, le=256)
+    """Processes that decode, a clip each at a time; if not set, one a core, at most 8. Low: the device waits
+    for audio. High: memory, 35 MB each, and latency spreads as they share the cores with the network."""
     batch_segments: int = Field(default=8, ge=1, le=1024)
     """Most segments of one forward pass. Low: a GPU idles. High: each pass takes longer, more memory is used,
     and short clips wait behind it."""

@@ -1,12 +1,16 @@
 """The clips of one request, in memory: a multipart field or the raw body, the same bytes either way.
 
 Starlette's own form parser spools files to disk; here a clip is only ever held in memory, within what
-`admission` lets in, and nothing of the other fields is kept.
+`admission` lets in, and nothing of the other fields is kept. That memory is a file without a name, so that a
+decoder's process can read it, too.
 """
 
-import io
+import os
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import BinaryIO, Final, cast
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -19,19 +23,38 @@ FORM: Final = b"multipart/form-data"
 RAW_TYPES: Final = ("audio/", "video/", "application/octet-stream", "application/ogg")
 
 
-async def read_clip(request: Request) -> io.BytesIO:
-    """Read the request's clip, whichever way it was sent. Raises ProblemError, ClientDisconnect."""
-    header = request.headers.get("content-type", "")
-    media_type, options = parse_options_header(header)
-    if media_type == FORM:
-        return _only(await _read_form(request, options.get(b"boundary", b"")))
-    if media_type and not media_type.decode("latin-1").startswith(RAW_TYPES):
-        raise ProblemError("media-type", f"Content-Type is {media_type.decode('latin-1')[:100]}.")
-    return await read_raw(request)
+def memory_file() -> BinaryIO:
+    """An empty file in memory, or without a name on disk where the system has no such files (macOS)."""
+    if hasattr(os, "memfd_create"):
+        return cast(BinaryIO, open(os.memfd_create("clip"), "w+b", buffering=0))  # noqa: PTH123
+    return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
 
 
-async def read_clips(request: Request, most: int) -> list[io.BytesIO]:
-    """Read the form's clips in their order, `most` at most. Raises ProblemError, ClientDisconnect."""
+@asynccontextmanager
+async def clip_of(request: Request) -> AsyncIterator[BinaryIO]:
+    """The request's clip, whichever way it was sent, until the block ends.
+
+    Raises ProblemError, ClientDisconnect.
+    """
+    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    with ExitStack() as files:
+        if media_type == FORM:
+            hint = "Send one clip, or send them all to /v1/tags/batch."
+            several = ProblemError("bad-combination", "The form has several fields named `file`.", hint=hint)
+            [clip] = await _read_form(request, options.get(b"boundary", b""), files, 1, several)
+            yield clip
+        elif media_type and not media_type.decode("latin-1").startswith(RAW_TYPES):
+            raise ProblemError("media-type", f"Content-Type is {media_type.decode('latin-1')[:100]}.")
+        else:
+            yield await read_raw(request, files)
+
+
+@asynccontextmanager
+async def clips_of(request: Request, most: int) -> AsyncIterator[list[BinaryIO]]:
+    """The form's clips in their order, `most` at most, until the block ends.
+
+    Raises ProblemError, ClientDisconnect.
+    """
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != FORM:
         raise ProblemError(
@@ -39,22 +62,25 @@ async def read_clips(request: Request, most: int) -> list[io.BytesIO]:
             f"Content-Type is {media_type.decode('latin-1')[:100] or 'missing'}.",
             hint="Send multipart/form-data, a field `file` for each (curl -F file=@a.mp3 -F file=@b.mp3).",
         )
-    return await _read_form(request, options.get(b"boundary", b""), most)
+    with ExitStack() as files:
+        too_many = ProblemError("too-many-clips", f"The form has more than {most} fields named `file`.")
+        yield await _read_form(request, options.get(b"boundary", b""), files, most, too_many)
 
 
-async def read_raw(request: Request) -> io.BytesIO:
-    """Read the whole body, whatever it is. Raises ProblemError, ClientDisconnect."""
-    clip = io.BytesIO()
+async def read_raw(request: Request, files: ExitStack) -> BinaryIO:
+    """The whole body, whatever it is, until `files` closes. Raises ProblemError, ClientDisconnect."""
+    clip = files.enter_context(memory_file())
     async for chunk in request.stream():
         clip.write(chunk)
-    clip.seek(0)
     return clip
 
 
-async def _read_form(request: Request, boundary: bytes, most: int | None = None) -> list[io.BytesIO]:
+async def _read_form(
+    request: Request, boundary: bytes, files: ExitStack, most: int, too_many: ProblemError
+) -> list[BinaryIO]:
     if not boundary:
         raise ProblemError("malformed-multipart", "The Content-Type header names no boundary.")
-    form = _Form(most)
+    form = _Form(files, most, too_many)
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         async for chunk in request.stream():
@@ -62,27 +88,22 @@ async def _read_form(request: Request, boundary: bytes, most: int | None = None)
         parser.finalize()
     except FormParserError as error:
         raise ProblemError("malformed-multipart", f"The form cannot be parsed: {error}.") from error
-    return form.clips()
-
-
-def _only(clips: list[io.BytesIO]) -> io.BytesIO:
-    if len(clips) > 1:
-        hint = "Send one clip, or send them all to /v1/tags/batch."
-        raise ProblemError("bad-combination", "The form has several fields named `file`.", hint=hint)
-    return clips[0]
+    return form.all_clips()
 
 
 @dataclass(slots=True)
 class _Form:
-    """Listens to the parser and keeps the parts named `file`, `most` at most."""
+    """Listens to the parser and keeps the parts named `file`, `most` at most, until `files` closes."""
 
-    most: int | None = None
-    files: list[io.BytesIO] = field(default_factory=list)
+    files: ExitStack
+    most: int
+    too_many: ProblemError
+    clips: list[BinaryIO] = field(default_factory=list)
     ended: bool = False
     _name: bytes = b""
     _value: bytes = b""
     _disposition: bytes = b""
-    _sink: io.BytesIO | None = None
+    _sink: BinaryIO | None = None
 
     def callbacks(self) -> dict[str, object]:
         return {
@@ -95,14 +116,12 @@ class _Form:
             "on_end": self._end,
         }
 
-    def clips(self) -> list[io.BytesIO]:
+    def all_clips(self) -> list[BinaryIO]:
         if not self.ended:
             raise ProblemError("malformed-multipart")
-        if not self.files:
+        if not self.clips:
             raise ProblemError("no-clip")
-        for file in self.files:
-            file.seek(0)
-        return self.files
+        return self.clips
 
     def _begin(self) -> None:
         self._disposition, self._sink = b"", None
@@ -120,12 +139,10 @@ class _Form:
 
     def _on_headers(self) -> None:
         if parse_options_header(self._disposition)[1].get(b"name") == FIELD:
-            if len(self.files) == self.most:
-                raise ProblemError(
-                    "too-many-clips", f"The form has more than {self.most} fields named `file`."
-                )
-            self._sink = io.BytesIO()
-            self.files.append(self._sink)
+            if len(self.clips) == self.most:
+                raise self.too_many
+            self._sink = self.files.enter_context(memory_file())
+            self.clips.append(self._sink)
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._sink is not None:

@@ -47,7 +47,9 @@ def measure(cores: int, seconds: float, formats: list[str], engine: str, rounds:
 
     from model.audio import AudioReader
     from model.frontend import LogMel
-    from model.tagger import BATCH, Tagger, cut_segments
+    from model.network import SEGMENT_SAMPLES
+    from model.segments import cut_segments
+    from model.tagger import BATCH, Tagger
 
     torch.set_num_threads(1)  # as the engine does for the log-mel
     tagger = Tagger.load(device="cpu", engine=engine, threads=cores)
@@ -55,7 +57,7 @@ def measure(cores: int, seconds: float, formats: list[str], engine: str, rounds:
 
     def decode(clip: bytes) -> list[NDArray[np.float32]]:
         with AudioReader(clip) as reader:
-            return list(cut_segments(reader))
+            return list(cut_segments(reader, SEGMENT_SAMPLES))
 
     @torch.inference_mode()
     def transform(clip: bytes) -> None:

@@ -89,6 +89,10 @@ class AudioError(ValueError):
         super().__init__(message)
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
+        """Cross from one process to another with both words."""
+        return type(self), (str(self), self.hint)
+
 
 class EmptyAudioError(AudioError):
     """The clip has no byte."""

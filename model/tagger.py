@@ -1,6 +1,6 @@
 """The tagger: a clip in, scores out. `Tagger.load().tag("song.mp3").scores["vocal"]`."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,11 +14,10 @@ from model.audio import AudioInfo, AudioReader
 from model.bundle import SHIPPED, Bundle, Calibration, load_bundle
 from model.engine import Engine, choose_engine
 from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, TaggerNetwork
+from model.segments import cut_segments
 
 FloatArray = NDArray[np.float32]
 
-SHORTEST_TAIL: Final = SEGMENT_SAMPLES // 10
-"""Samples (0.5 s): what is left behind the last whole segment is looked at if it is longer than this."""
 BATCH: Final = 8
 """Segments a forward pass in `Tagger.tag`: larger ones are slower on a CPU (they leave its cache)."""
 
@@ -58,33 +57,6 @@ def choose_device(device: str = "auto") -> torch.device:
         has = ", ".join(name for name, available in there.items() if available)
         raise DeviceError(f"no device {device!r} here; choose auto or one of: {has}")
     return torch.device(device)
-
-
-def cut_segments(chunks: Iterable[FloatArray]) -> Iterator[FloatArray]:
-    """Chunks of mono audio of any length -> consecutive segments [SEGMENT_SAMPLES], in constant memory.
-
-    The last segment ends where the audio ends, so that it overlaps the one before; audio shorter than a
-    segment is repeated to fill one.
-    """
-    segment = np.empty(0, np.float32)
-    pending: list[FloatArray] = []
-    count = 0
-    for chunk in chunks:
-        pending.append(chunk)
-        count += len(chunk)
-        if count < SEGMENT_SAMPLES:
-            continue
-        audio = np.concatenate(pending)
-        whole = count - count % SEGMENT_SAMPLES
-        for start in range(0, whole, SEGMENT_SAMPLES):
-            segment = audio[start : start + SEGMENT_SAMPLES]
-            yield segment
-        pending, count = [audio[whole:]], count - whole
-    tail = np.concatenate([*pending, np.empty(0, np.float32)])
-    if not len(segment) and len(tail):
-        yield np.resize(tail, SEGMENT_SAMPLES)
-    elif len(tail) > SHORTEST_TAIL:
-        yield np.concatenate([segment, tail])[-SEGMENT_SAMPLES:]
 
 
 def window_means(embeddings: FloatArray) -> FloatArray:
@@ -188,7 +160,7 @@ class Tagger:
 
     def segments(self, reader: AudioReader) -> Iterator[FloatArray]:
         """The segments [segment_samples] of a clip, as it is decoded; raises what the reader raises."""
-        return cut_segments(reader)
+        return cut_segments(reader, self.segment_samples)
 
     def embed(self, segments: FloatArray) -> FloatArray:
         """Segments [B, segment_samples] -> embeddings [B, E], row by row, on the device."""

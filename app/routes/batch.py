@@ -18,7 +18,7 @@ from app.routes.tags import (
 )
 from app.schemas import BatchItem, BatchResponse, TagQuery
 from app.state import State, WithState
-from app.uploads import read_clips
+from app.uploads import clips_of
 from model.audio import AudioError
 
 router = APIRouter(tags=["tags"])
@@ -61,13 +61,13 @@ async def tag_clips(request: Request, query: Annotated[TagQuery, Query()], state
     """
     refuse_repeated(request)
     thresholds = parse_thresholds(query.threshold, state.pipeline.tagger.bundle)
-    clips = await read_clips(request, state.settings.max_batch_clips)
-    with state.pipeline.admit(len(clips)) as lanes:
-        items = [
-            _item(index, request, clip, lane, query, thresholds, state)
-            for index, (clip, lane) in enumerate(zip(clips, lanes, strict=True))
-        ]
-        return BatchResponse(items=await attend(request, asyncio.gather(*items), state))
+    async with clips_of(request, state.settings.max_batch_clips) as clips:
+        with state.pipeline.admit(len(clips)) as lanes:
+            items = [
+                _item(index, request, clip, lane, query, thresholds, state)
+                for index, (clip, lane) in enumerate(zip(clips, lanes, strict=True))
+            ]
+            return BatchResponse(items=await attend(request, asyncio.gather(*items), state))
 
 
 async def _item(

@@ -6,7 +6,8 @@ sends JSON, the clip in base64 as `inputs`.
 
 import asyncio
 import base64
-import io
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Annotated, Any, BinaryIO, Final
 
 from fastapi import APIRouter, Query, Request
@@ -17,7 +18,7 @@ from app.problems import ProblemError, from_validation, responses_for
 from app.routes.tags import BINARY, CLIP_SLUGS, TIMEOUT_PARAMETER, answer_clip, refuse_repeated
 from app.schemas import Label, LabelParameters, LabelQuery, LabelRequest, TagQuery
 from app.state import WithState
-from app.uploads import read_clip, read_raw
+from app.uploads import clip_of, memory_file, read_raw
 
 router = APIRouter(tags=["tags"])
 
@@ -48,31 +49,39 @@ async def classify(request: Request, query: Annotated[LabelQuery, Query()], stat
     `huggingface_hub.InferenceClient(model=URL).audio_classification("song.mp3", top_k=2)` works unchanged.
     """
     refuse_repeated(request)
-    clip, parameters = await _read(request)
-    if query.top_k and parameters.top_k:
-        raise ProblemError("bad-combination", "top_k: given in the query and in the body.")
     thresholds = state.pipeline.tagger.bundle.thresholds
-    with state.pipeline.admit() as [lane]:
-        answering = answer_clip(request, clip, lane, TagQuery(), thresholds, state)
-        answer = await attend(request, answering, state)
+    async with _clip_and_parameters(request) as (clip, parameters):
+        if query.top_k and parameters.top_k:
+            raise ProblemError("bad-combination", "top_k: given in the query and in the body.")
+        with state.pipeline.admit() as [lane]:
+            answering = answer_clip(request, clip, lane, TagQuery(), thresholds, state)
+            answer = await attend(request, answering, state)
     falling = sorted(answer.tags, key=lambda tag: tag.score, reverse=True)
     return [Label(label=tag.tag, score=tag.score) for tag in falling[: query.top_k or parameters.top_k]]
 
 
-async def _read(request: Request) -> tuple[BinaryIO, LabelParameters]:
+@asynccontextmanager
+async def _clip_and_parameters(request: Request) -> AsyncIterator[tuple[BinaryIO, LabelParameters]]:
     if not request.headers.get("content-type", "").startswith("application/json"):
-        return await read_clip(request), LabelParameters()
-    body = await read_raw(request)
-    return await asyncio.to_thread(_parse, body.getvalue())  # many MB: the event loop must not wait for it
+        async with clip_of(request) as clip:
+            yield clip, LabelParameters()
+        return
+    with ExitStack() as files:
+        body = await read_raw(request, files)
+        clip = files.enter_context(memory_file())
+        yield clip, await asyncio.to_thread(_parse, body, clip)  # many MB: the event loop must not wait
 
 
-def _parse(body: bytes) -> tuple[BinaryIO, LabelParameters]:
+def _parse(body: BinaryIO, clip: BinaryIO) -> LabelParameters:
+    """Write the clip in a request's body to `clip`. Raises ProblemError."""
+    body.seek(0)
     try:
-        parsed = LabelRequest.model_validate_json(body)
-        return io.BytesIO(base64.b64decode(parsed.inputs, validate=True)), parsed.parameters
+        parsed = LabelRequest.model_validate_json(body.read())
+        clip.write(base64.b64decode(parsed.inputs, validate=True))
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             raise ProblemError("bad-json") from error
         raise from_validation(error.errors()) from error
     except ValueError as error:
         raise ProblemError("bad-parameter", f"inputs: not base64 ({error}).") from error
+    return parsed.parameters

@@ -12,7 +12,7 @@ from app.pipeline import Work
 from app.problems import ProblemError, responses_for
 from app.schemas import Audio, ModelName, TagQuery, TagResponse, TagScore, Timing, Window
 from app.state import State, WithState
-from app.uploads import read_clip
+from app.uploads import clip_of
 from model.bundle import Bundle
 from model.tagger import Tagging
 
@@ -64,9 +64,9 @@ async def tag_clip(
     """
     refuse_repeated(request)
     thresholds = parse_thresholds(query.threshold, state.pipeline.tagger.bundle)
-    clip = await read_clip(request)
-    with state.pipeline.admit() as [lane]:
-        answer = await attend(request, answer_clip(request, clip, lane, query, thresholds, state), state)
+    async with clip_of(request) as clip:
+        with state.pipeline.admit() as [lane]:
+            answer = await attend(request, answer_clip(request, clip, lane, query, thresholds, state), state)
     response.headers["Server-Timing"] = server_timing(
         answer.timing_ms, getattr(request.state, "upload_s", 0.0)
     )

@@ -23,7 +23,8 @@ from model.bundle import Bundle, Calibration, load_bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
 from model.frontend import HOP
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
-from model.tagger import SHORTEST_TAIL, choose_device, pool_logits, score, window_means
+from model.segments import TAIL_PARTS
+from model.tagger import choose_device, pool_logits, score, window_means
 from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
 from model.training.augmentation import blend, mask_bands_and_frames
@@ -493,7 +494,7 @@ def cut_mel(mel: Mel) -> Mel:
     if last <= 0:
         return fill_segment(mel)[None]
     starts = [round(start) for start in np.arange(0.0, last + 1, SEGMENT_SAMPLES / HOP)]
-    if (last - starts[-1]) * HOP > SHORTEST_TAIL:
+    if (last - starts[-1]) * HOP > SEGMENT_SAMPLES // TAIL_PARTS:
         starts.append(last)
     return np.stack([mel[:, start : start + SEGMENT_FRAMES] for start in starts])
 

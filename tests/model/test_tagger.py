@@ -14,12 +14,11 @@ from numpy.typing import NDArray
 from model.audio import AudioReader, AudioTooShortError, SilentAudioError
 from model.bundle import Calibration
 from model.network import SEGMENT_SAMPLES
+from model.segments import TAIL_PARTS, cut_segments
 from model.tagger import (
-    SHORTEST_TAIL,
     DeviceError,
     Tagger,
     choose_device,
-    cut_segments,
     pool_logits,
     score,
     window_means,
@@ -58,23 +57,23 @@ def test_segments_cover_the_clip_however_it_is_chunked(length: int, seed: int) -
     audio = np.arange(1, length + 1, dtype=np.float32)
     cuts = np.sort(rng.integers(0, length + 1, 7))
 
-    segments = list(cut_segments(np.split(audio, cuts)))
+    segments = list(cut_segments(np.split(audio, cuts), SEGMENT_SAMPLES))
 
     whole, tail = divmod(length, SEGMENT_SAMPLES)
     assert all(segment.shape == (SEGMENT_SAMPLES,) for segment in segments)
     np.testing.assert_array_equal(
         np.concatenate([*segments[:whole], audio[:0]]), audio[: whole * SEGMENT_SAMPLES]
     )
-    assert len(segments) == max(1, whole + (tail > SHORTEST_TAIL))
-    if whole and tail > SHORTEST_TAIL:
+    assert len(segments) == max(1, whole + (tail > SEGMENT_SAMPLES // TAIL_PARTS))
+    if whole and tail > SEGMENT_SAMPLES // TAIL_PARTS:
         np.testing.assert_array_equal(segments[-1], audio[-SEGMENT_SAMPLES:])
     if not whole:
         np.testing.assert_array_equal(segments[0], np.resize(audio, SEGMENT_SAMPLES))
 
 
 def test_no_audio_has_no_segments() -> None:
-    assert list(cut_segments([])) == []
-    assert list(cut_segments([np.empty(0, np.float32)])) == []
+    assert list(cut_segments([], SEGMENT_SAMPLES)) == []
+    assert list(cut_segments([np.empty(0, np.float32)], SEGMENT_SAMPLES)) == []
 
 
 def test_a_window_is_the_mean_of_two_segments() -> None:

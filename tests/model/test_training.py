@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from model.bundle import load_bundle
 from model.frontend import LogMel
-from model.network import MusicalBranch, NetworkConfig
-from model.tagger import Tagger, cut_segments
+from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig
+from model.segments import cut_segments
+from model.tagger import Tagger
 from model.training.augmentation import (
     CHAIN,
     CODECS,
@@ -249,7 +250,7 @@ def test_a_log_mel_is_cut_as_the_tagger_cuts_the_audio(seconds: float) -> None:
 
     cut = cut_mel(whole)
 
-    segments = log_mel(torch.from_numpy(np.stack(list(cut_segments([audio]))))).numpy()
+    segments = log_mel(torch.from_numpy(np.stack(list(cut_segments([audio], SEGMENT_SAMPLES))))).numpy()
     assert cut.shape == segments.shape
     inner = np.abs(cut.astype(np.float32) - segments)[:, :, 4:-4]
     assert np.median(inner) < 0.01

@@ -1,0 +1,157 @@
+"""The program of a decoder's process: `python -m app.decoder_process SOCKET`. It does not load PyTorch.
+
+It answers one message after the other, and ends with the service, whose end closes the socket.
+"""
+
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import islice
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import recv_handle
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from model.audio import AudioInfo, AudioReader, UndecodableAudioError
+from model.segments import cut_segments
+
+MOST_MEMORY_BYTES: Final = 2_000_000_000
+"""Of address space: three times of what a decoder needs, so that a hostile clip cannot take the machine's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listening:
+    """Which part of a clip is wanted, and how: what `AudioReader` takes, and the samples of a segment."""
+
+    sample_rate_hz: int
+    start_s: float
+    duration_s: float | None
+    min_s: float
+    max_s: float
+    segment_samples: int
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Begin with clip `key`, whose file is handed over next; leave out its first `skip` segments."""
+
+    key: int
+    listening: Listening
+    skip: int
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """Decode up to `count` more segments of clip `key`; the answer is a Turn, or the error."""
+
+    key: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Forget clip `key`."""
+
+    key: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Answer, with nothing, that this process is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """Segments [n, segment_samples], fewer than were asked for at the clip's end; and what is known of it."""
+
+    segments: NDArray[np.float32]
+    info: AudioInfo
+
+
+class _Clip:
+    """One clip's decoder, between its turns."""
+
+    def __init__(self, file_descriptor: int, order: Open) -> None:
+        self._files = ExitStack()
+        self._file = self._files.enter_context(os.fdopen(file_descriptor, "rb", buffering=0))
+        self._order = order
+        self._reader: AudioReader | None = None
+        self._segments: Iterator[NDArray[np.float32]] = iter(())
+
+    def take(self, count: int) -> Turn:
+        """See Take. Raises AudioError."""
+        how = self._order.listening
+        if self._reader is None:
+            self._reader = self._files.enter_context(
+                AudioReader(
+                    self._file,
+                    sample_rate_hz=how.sample_rate_hz,
+                    start_s=how.start_s,
+                    duration_s=how.duration_s,
+                    min_s=how.min_s,
+                    max_s=how.max_s,
+                )
+            )
+            self._segments = islice(cut_segments(self._reader, how.segment_samples), self._order.skip, None)
+        found = list(islice(self._segments, count))
+        empty = np.empty((0, how.segment_samples), np.float32)
+        return Turn(np.stack(found) if found else empty, self._reader.info)
+
+    def close(self) -> None:
+        """Let decoder and file go."""
+        self._files.close()
+
+
+def serve(connection: Connection) -> None:
+    """Answer each Take and Ping; Open and Close have no answer."""
+    clips: dict[int, _Clip] = {}
+    while True:
+        try:
+            message = connection.recv()
+        except EOFError:
+            return
+        if isinstance(message, Open):
+            clips[message.key] = _Clip(recv_handle(connection), message)
+        elif isinstance(message, Close):
+            clips.pop(message.key).close()
+        elif isinstance(message, Ping):
+            connection.send(None)
+        else:
+            connection.send(_turn(clips[message.key], message.count))
+
+
+def _turn(clip: _Clip, count: int) -> Turn | Exception:
+    try:
+        return clip.take(count)
+    except MemoryError:
+        return UndecodableAudioError(
+            "Decoding this clip takes more memory than a decoder has.",
+            "Export it with fewer channels or a lower sample rate.",
+        )
+    except Exception as error:  # is raised in the service
+        return error
+
+
+def main(file_descriptor: int) -> None:
+    """Serve the socket, bounded; whoever stops the service stops this by closing it."""
+    for name in (signal.SIGINT, signal.SIGTERM):  # they may reach the whole group; admitted work finishes
+        signal.signal(name, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY_BYTES, MOST_MEMORY_BYTES))
+    try:
+        serve(Connection(file_descriptor))
+    except OSError:  # the service went away in the middle of a message
+        os._exit(0)
+
+
+if __name__ == "__main__":
+    # Not under the name __main__, so that both sides know the messages as the same classes.
+    from app import decoder_process
+
+    decoder_process.main(int(sys.argv[1]))

@@ -1,0 +1,187 @@
+"""Decoders in processes of their own: FFmpeg cannot fight for the interpreter's lock, nor end the service.
+
+In a thread FFmpeg lets go of the lock for each frame, 40 times a second of sound, and whenever another thread
+waits for it, taking it back costs more than the frame (benchmarks/README.md). A clip stays with one process,
+in turns, as its decoder does. A process that dies, or does not answer, is replaced; a clip that it held is
+begun again, without the segments that were taken, but the one in hand only once.
+"""
+
+import itertools
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import send_handle
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from app.decoder_process import Close, Listening, Open, Ping, Take, Turn
+from app.logs import logger
+from model.audio import AudioInfo, UndecodableAudioError
+
+ATTEMPTS: Final = 2
+"""How often a clip is begun whose decoder dies of it."""
+TURN_LIMIT_S: Final = 120.0
+"""A turn takes 50 ms, some seconds where two hours must be skipped: one that takes longer will never end."""
+
+
+class DecoderDiedError(RuntimeError):
+    """The process ended, or was killed as it did not answer."""
+
+
+class _Process:
+    """A decoder's process, restarted when it dies, and the one thread that talks to it."""
+
+    def __init__(self, on_death: Callable[[], None]) -> None:
+        self.clips = 0
+        self.life = 0
+        """Which process this is, by number: clips of an earlier one must be begun again."""
+        self.thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
+        self._on_death = on_death
+        self._stopped = False
+        self._start()
+
+    def send(self, message: Open | Take | Close | Ping, file: BinaryIO | None = None) -> None:
+        """Send a message, and the file that belongs to it. Raises DecoderDiedError."""
+        try:
+            self._connection.send(message)
+            if file is not None:
+                send_handle(self._connection, file.fileno(), self._child.pid)
+        except OSError as error:
+            raise self._bury() from error
+
+    def answer(self) -> Any:  # noqa: ANN401 - a Turn for a Take, nothing for a Ping
+        """Await the answer. Raises DecoderDiedError, and whatever the decoder raised."""
+        try:
+            if not self._connection.poll(TURN_LIMIT_S):
+                raise TimeoutError  # an OSError
+            answer = self._connection.recv()
+        except (EOFError, OSError) as error:
+            raise self._bury() from error
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    def ping(self) -> None:
+        """Await that the process is there. Raises DecoderDiedError."""
+        self.send(Ping())
+        self.answer()
+
+    def stop(self) -> None:
+        """End it, whatever it does; what waits for it is dropped."""
+        self._stopped = True
+        self._child.kill()
+        self.thread.shutdown(wait=True, cancel_futures=True)
+        self._child.kill()  # one that was started in that moment
+        self._end()
+
+    def _start(self) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._child = subprocess.Popen(  # noqa: S603 - this very program
+                [sys.executable, "-m", "app.decoder_process", str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+            )
+        self._connection = Connection(ours.detach())
+        self.life += 1
+
+    def _bury(self) -> DecoderDiedError:
+        self._child.kill()
+        self._end()
+        if not self._stopped:
+            logger.error("a decoder died and is replaced", extra={"exit_code": self._child.returncode})
+            self._on_death()
+            self._start()
+        return DecoderDiedError()
+
+    def _end(self) -> None:
+        self._child.wait()
+        self._connection.close()
+
+
+class Decoding:
+    """One clip on its way through a decoder's process, a turn at a time."""
+
+    def __init__(self, process: _Process, key: int, clip: BinaryIO, listening: Listening) -> None:
+        self.info: AudioInfo | None = None
+        """What was found in the clip; complete after the last segment."""
+        self._process = process
+        self._key = key
+        self._clip = clip
+        self._listening = listening
+        self._life = 0
+        self._taken = 0
+        process.clips += 1
+
+    def take(self, count: int, began: Callable[[], None]) -> Future[list[NDArray[np.float32]]]:
+        """Decode up to `count` more segments; fewer mean that the clip ended. The future raises AudioError.
+
+        `began` is called, in a thread, when the clip's turn has come.
+        """
+        return self._process.thread.submit(self._take, count, began)
+
+    def close(self) -> None:
+        """Let the decoder go, after a turn that is running."""
+        self._process.clips -= 1
+        with suppress(RuntimeError):  # the process is stopped, and with it this clip
+            self._process.thread.submit(self._close)
+
+    def _take(self, count: int, began: Callable[[], None]) -> list[NDArray[np.float32]]:
+        began()
+        for _ in range(ATTEMPTS):
+            try:
+                self._begin_unless_begun()
+                self._process.send(Take(self._key, count))
+                turn: Turn = self._process.answer()
+            except DecoderDiedError:
+                continue
+            self.info = turn.info
+            self._taken += len(turn.segments)
+            return list(turn.segments)
+        raise UndecodableAudioError(
+            "The decoder broke down on this clip, twice.", "Export it again, or send it in another format."
+        )
+
+    def _begin_unless_begun(self) -> None:
+        if self._life != self._process.life:
+            self._process.send(Open(self._key, self._listening, self._taken), self._clip)
+            self._life = self._process.life
+
+    def _close(self) -> None:
+        if self._life == self._process.life:
+            self._process.send(Close(self._key))
+
+
+class Decoders:
+    """So many decoders' processes; a clip goes to the one with the fewest.
+
+    Args:
+        number: of processes.
+        on_death: told of each that died.
+    """
+
+    def __init__(self, number: int, on_death: Callable[[], None] = lambda: None) -> None:
+        self._processes = [_Process(on_death) for _ in range(number)]
+        self._keys = itertools.count()
+
+    def open(self, clip: BinaryIO, listening: Listening) -> Decoding:
+        """Give a clip, a file with a descriptor, to a process; nothing is read before the first turn."""
+        process = min(self._processes, key=lambda process: process.clips)
+        return Decoding(process, next(self._keys), clip, listening)
+
+    def ping(self) -> list[Future[None]]:
+        """Ask each process whether it is there."""
+        return [process.thread.submit(process.ping) for process in self._processes]
+
+    def stop(self) -> None:
+        """End all processes."""
+        for process in self._processes:
+            process.stop()
