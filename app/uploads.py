@@ -26,7 +26,7 @@ RAW_TYPES: Final = ("audio/", "video/", "application/octet-stream", "application
 def memory_file() -> BinaryIO:
     """An empty file in memory, or without a name on disk where the system has no such files (macOS)."""
     if hasattr(os, "memfd_create"):
-        return cast(BinaryIO, open(os.memfd_create("clip"), "w+b", buffering=0))  # noqa: PTH123
+        return cast(BinaryIO, os.fdopen(os.memfd_create("clip"), "w+b", buffering=0))
     return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))
 
 

@@ -47,9 +47,9 @@ class Server:
         """CPU seconds of all its processes so far."""
         return sum(_cpu_s(pid) for pid in family(self.pid))
 
-    def rss_mb(self) -> float:
-        """Resident memory of all its processes; what they share counts twice."""
-        return sum(status_mb(pid, "VmRSS") for pid in family(self.pid))
+    def memory_mb(self) -> float:
+        """Resident memory of all its processes in MB; of what they share each counts its share."""
+        return sum(_shared_mb(pid) for pid in family(self.pid))
 
 
 @contextmanager
@@ -100,9 +100,14 @@ def family(pid: int) -> list[int]:
     return [pid, *(member for child in children for member in family(child))]
 
 
-def status_mb(pid: int, field: str) -> float:
-    """A memory field of /proc/PID/status (VmRSS, VmHWM) in MB of 1,000,000 bytes; 0 of an ended process."""
-    return 1.024e-3 * _status(pid, field)
+def _shared_mb(pid: int) -> float:
+    """Proportional set size of a process in MB; 0 of an ended one."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    found = re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)
+    return 1.024e-3 * int(found[1]) if found else 0.0
 
 
 def threads(pid: int) -> int:
@@ -113,11 +118,6 @@ def threads(pid: int) -> int:
 def descriptors(pid: int) -> int:
     """Open file descriptors of a process."""
     return len(list(Path(f"/proc/{pid}/fd").iterdir()))
-
-
-def forget_peak(pid: int) -> None:
-    """Let VmHWM begin anew from the present."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def _status(pid: int, field: str) -> int:

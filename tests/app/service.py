@@ -131,7 +131,7 @@ class Service:
 async def serving(tagger: Tagger, **settings: Any) -> AsyncIterator[Service]:  # noqa: ANN401 - any setting
     """Run the application in this process, warm."""
     held, failed = HeldTagger(tagger), threading.Event()
-    settings = {"batch_segments": 2, **settings}  # small, so that the warm-up is quick
+    settings = {"batch_segments": 2, "decoders": 1, **settings}  # small, so that the start is quick
     app = create_app(Settings(**settings), tagger=cast(Tagger, held), on_failure=failed.set)
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app)

@@ -1,0 +1,190 @@
+"""Decoders in processes of their own: what they hand over, and what happens when one dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from app.decoder_process import Listening
+from app.decoders import Decoders, Decoding
+from app.uploads import memory_file
+from model.audio import AudioTooShortError, NotAudioError, UndecodableAudioError, read_audio
+from model.network import SEGMENT_SAMPLES
+from model.tagger import Tagger
+from tests.app.service import Service, check_problem, scores, serving, tune
+
+pytestmark = pytest.mark.anyio
+HOW = Listening(16_000, 0.0, None, 1.0, 7200.0, SEGMENT_SAMPLES)
+
+
+@pytest.fixture
+def deaths() -> list[int]:
+    return []
+
+
+@pytest.fixture
+def decoders(deaths: list[int]) -> Iterator[Decoders]:
+    """One process, so that every clip meets it."""
+    running = Decoders(1, lambda: deaths.append(1))
+    yield running
+    running.stop()
+
+
+@contextmanager
+def decoding(decoders: Decoders, clip: bytes, how: Listening = HOW) -> Iterator[Decoding]:
+    with memory_file() as file:
+        file.write(clip)
+        found = decoders.open(file, how)
+        yield found
+        found.close()
+
+
+def take(clip: Decoding, count: int, began: Callable[[], None] = lambda: None) -> list[NDArray[np.float32]]:
+    return clip.take(count, began).result(timeout=60)
+
+
+def pids(parent: int | None = None) -> list[int]:
+    """The processes of this program's decoders."""
+    children = Path(f"/proc/{parent or os.getpid()}/task").glob("*/children")
+    found = [int(pid) for task in children for pid in task.read_text().split()]
+    return [pid for pid in found if b"app.decoder_process" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_turns_hand_over_all_segments_and_what_was_found(decoders: Decoders) -> None:
+    samples, info = read_audio(tune(32))
+
+    with decoding(decoders, tune(32)) as clip:
+        turns = [take(clip, 3), take(clip, 3), take(clip, 3)]
+
+        assert [len(turn) for turn in turns] == [3, 3, 1]
+        whole = np.concatenate([segment for turn in turns for segment in turn[: 6 - len(turn)]])
+        assert np.array_equal(whole[: len(samples)], samples[: len(whole)])
+        assert clip.info == info
+
+
+def test_several_clips_take_turns_in_one_process(decoders: Decoders) -> None:
+    with decoding(decoders, tune(20, 220)) as one, decoding(decoders, tune(20, 330)) as other:
+        pairs = [(take(one, 1)[0], take(other, 1)[0]) for _ in range(4)]
+
+    assert np.array_equal(np.concatenate([pair[0] for pair in pairs]), read_audio(tune(20, 220))[0])
+    assert np.array_equal(np.concatenate([pair[1] for pair in pairs]), read_audio(tune(20, 330))[0])
+
+
+@pytest.mark.parametrize(
+    ("clip", "error"),
+    [(b"no audio at all, but text", NotAudioError), (tune(0.5), AudioTooShortError)],
+)
+def test_what_is_wrong_with_a_clip_is_told_as_in_this_process(
+    decoders: Decoders, deaths: list[int], clip: bytes, error: type[Exception]
+) -> None:
+    with pytest.raises(error) as here:
+        read_audio(clip)
+
+    with decoding(decoders, clip) as broken, pytest.raises(error) as there:
+        take(broken, 6)
+
+    assert vars(there.value) == vars(here.value)
+    assert str(there.value) == str(here.value)
+    assert deaths == []
+
+
+def test_a_clip_goes_on_where_it_was_when_its_decoder_died_between_turns(
+    decoders: Decoders, deaths: list[int]
+) -> None:
+    with decoding(decoders, tune(30)) as clip:
+        first = take(clip, 2)
+        os.kill(pids()[0], signal.SIGKILL)
+        rest = take(clip, 6)
+
+    assert len(deaths) == 1
+    assert np.array_equal(np.concatenate([*first, *rest]), read_audio(tune(30))[0])
+
+
+def test_a_clip_that_kills_every_decoder_is_given_up_and_hurts_no_other(
+    decoders: Decoders, deaths: list[int]
+) -> None:
+    with decoding(decoders, tune(30)) as other, decoding(decoders, tune(600)) as deadly:
+        before = take(other, 2)
+        turn = deadly.take(120, lambda: None)
+        while not turn.done():
+            for pid in pids():
+                os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+        with pytest.raises(UndecodableAudioError, match="twice"):
+            turn.result()
+        after = take(other, 6)
+
+    assert len(deaths) >= 2
+    assert np.array_equal(np.concatenate([*before, *after]), read_audio(tune(30))[0])
+
+
+def test_a_decoder_that_does_not_answer_is_replaced(
+    decoders: Decoders, deaths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoders.ping()[0].result(timeout=60)
+    monkeypatch.setattr("app.decoders.TURN_LIMIT_S", 2.0)
+
+    with decoding(decoders, tune(10)) as clip:
+        os.kill(pids()[0], signal.SIGSTOP)
+        segments = take(clip, 6)
+
+    assert deaths == [1]
+    assert len(segments) == 2
+
+
+def test_a_decoder_does_not_load_what_it_does_not_need() -> None:
+    program = (
+        "import app.decoder_process, sys; print(*sorted({'torch', 'fastapi', 'openvino'} & set(sys.modules)))"
+    )
+
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
+
+    assert loaded.split() == []
+
+
+def test_stopping_leaves_no_process(deaths: list[int]) -> None:
+    running = Decoders(2, lambda: deaths.append(1))
+    assert len(pids()) == 2
+
+    running.stop()
+
+    assert pids() == []
+    assert deaths == []
+
+
+async def test_requests_do_not_notice_that_decoders_are_killed(tagger: Tagger) -> None:
+    async with serving(tagger, decoders=2) as service:
+        expected = scores(await service.tag(tune(20)))
+        for pid in pids():
+            os.kill(pid, signal.SIGKILL)
+
+        answers = [await service.tag(tune(20)) for _ in range(3)]
+
+        assert [scores(answer) for answer in answers] == [expected] * 3
+        assert service.metric("music_tagger_decoder_deaths_total") >= 1
+
+
+async def test_a_form_of_many_clips_opens_no_more_files_than_it_may(service: Service) -> None:
+    before = open_files()
+    many = [("file", (f"{number}.wav", b"x", "audio/wav")) for number in range(500)]
+
+    single = await service.client.post("/v1/tags", files=many)
+    batch = await service.client.post("/v1/tags/batch", files=many)
+
+    check_problem(single, 400, "bad-combination")
+    check_problem(batch, 413, "too-many-clips")
+    assert open_files() <= before
