@@ -48,8 +48,9 @@ class Server:
         return sum(_cpu_s(pid) for pid in family(self.pid))
 
     def memory_mb(self) -> float:
-        """Resident memory of all its processes in MB; of what they share each counts its share."""
-        return sum(_shared_mb(pid) for pid in family(self.pid))
+        """Resident memory in MB of the main process, and of the others what is theirs alone."""
+        main, *others = family(self.pid)
+        return _memory_mb(main, "Rss") + sum(_memory_mb(pid, "Private_Dirty") for pid in others)
 
 
 @contextmanager
@@ -100,13 +101,13 @@ def family(pid: int) -> list[int]:
     return [pid, *(member for child in children for member in family(child))]
 
 
-def _shared_mb(pid: int) -> float:
-    """Proportional set size of a process in MB; 0 of an ended one."""
+def _memory_mb(pid: int, field: str) -> float:
+    """A field of /proc/PID/smaps_rollup in MB of 1,000,000 bytes; 0 of an ended process."""
     try:
         text = Path(f"/proc/{pid}/smaps_rollup").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return 0.0
-    found = re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE)
+    found = re.search(rf"^{field}:\s+(\d+)", text, re.MULTILINE)
     return 1.024e-3 * int(found[1]) if found else 0.0
 
 

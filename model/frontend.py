@@ -28,6 +28,7 @@ class LogMel(nn.Module):
             n_fft=N_FFT,
             hop_length=HOP,
             n_mels=N_MELS,
+            power=None,  # the spectrum is squared below, which is faster than of its absolute values
             norm="slaney",
             mel_scale="slaney",
         )
@@ -35,5 +36,6 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """[B, T] in [-1, 1] at 16 kHz -> [B, 96, frames], float32 also under autocast."""
         with torch.autocast(waveform.device.type, enabled=False):
-            mel: Tensor = self.mel(waveform.float())
+            spectrum = self.mel.spectrogram(waveform.float())
+            mel: Tensor = self.mel.mel_scale(spectrum.real.square() + spectrum.imag.square())
             return torch.log10(1.0 + COMPRESSION * mel)

@@ -60,7 +60,7 @@ class TallFilters(nn.Module):
 
     def _peaks(self, found: Tensor) -> Tensor:
         """[B, group * C, 1, T] -> [B, T, C]."""
-        by_position: Tensor = found[:, :, 0].transpose(1, 2).unflatten(2, (-1, self.channels))
+        by_position: Tensor = found.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (-1, self.channels))
         return by_position.amax(2)
 
 
