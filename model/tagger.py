@@ -20,6 +20,8 @@ FloatArray = NDArray[np.float32]
 
 BATCH: Final = 8
 """Segments a forward pass in `Tagger.tag`: larger ones are slower on a CPU (they leave its cache)."""
+HEAD_BATCH: Final = 256
+"""Windows that the head takes at once: all 1440 of two hours would take 20 MB for a moment."""
 
 
 class DeviceError(ValueError):
@@ -168,7 +170,10 @@ class Tagger:
 
     def finish(self, embeddings: FloatArray, audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
         """All embeddings of a clip in order [N, E] -> its tagging; the first segment began at `start_s`."""
-        return self.conclude(self.classify(window_means(embeddings)), audio, start_s=start_s)
+        windows = window_means(embeddings)
+        parts = [windows[first : first + HEAD_BATCH] for first in range(0, len(windows), HEAD_BATCH)]
+        logits = np.concatenate([self.classify(part) for part in parts])
+        return self.conclude(logits, audio, start_s=start_s)
 
     @torch.inference_mode()
     def classify(self, windows: FloatArray) -> NDArray[np.float64]:
