@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.connection import DISCARD
 from app.pipeline import Work
 from app.problems import ProblemError, response_of
 from app.settings import Settings, hash_key
@@ -162,6 +163,9 @@ class Body:
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _discard_rest(self) -> None:
+        if discard := self._scope.get("extensions", {}).get(DISCARD):
+            await discard(self.declared, LINGER_S)
+            return
         with suppress(TimeoutError):
             async with asyncio.timeout(LINGER_S):
                 while (message := await self._receive())["type"] == "http.request" and message.get(
