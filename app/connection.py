@@ -6,7 +6,7 @@ the body of a request that was refused long ago, which costs an overloaded servi
 
 import asyncio
 from contextlib import suppress
-from typing import Final
+from typing import Final, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -59,7 +59,7 @@ class Connection(HttpToolsProtocol):
         self._begun = True
         self._arrived = self._chunk_bytes  # which holds the beginning
         super().on_message_begin()
-        self.scope["extensions"] = {DISCARD: self._discard}
+        self.scope["extensions"] = cast("dict[str, dict[object, object]]", {DISCARD: self._discard})
 
     def on_headers_complete(self) -> None:
         """From here on, admission sees to it."""

@@ -16,6 +16,7 @@ import httpx
 import numpy as np
 import pytest
 
+from app.admission import LINGER_S
 from app.connection import HEAD_S, MOST_HEAD_BYTES
 from tests.app.service import PATIENCE_S, RATE, Process, check_problem, scores, server_process, tune
 from tests.encoding import encode
@@ -175,6 +176,16 @@ def test_a_head_that_never_ends_is_given_up(server: Process, start: bytes) -> No
 
     assert HEAD_S - 1 < time.monotonic() - started < PATIENCE_S
     assert answer.startswith(b"HTTP/1.1 400") if start else not answer
+
+
+def test_who_sends_a_refused_body_to_its_end_can_read_the_refusal_then(server: Process) -> None:
+    started = time.monotonic()
+
+    answer = say(server, post(f"Content-Length: {17 * MB}"), *[bytes(MB)] * 17)
+
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert answer.count(b"HTTP/1.1") == 1
+    assert time.monotonic() - started < LINGER_S
 
 
 def test_uploads_that_are_cancelled_leave_nothing_behind(server: Process) -> None:
