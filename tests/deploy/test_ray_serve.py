@@ -25,7 +25,7 @@ pytest.importorskip("ray", reason="needs the extra `ray`")
 pytestmark = [pytest.mark.ray, pytest.mark.anyio]
 
 PATIENCE_S = 600.0
-CLIENTS = 32
+CLIENTS = 64
 SERVE_YAML = Path("deploy/ray/serve.yaml")
 
 
