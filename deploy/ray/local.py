@@ -48,7 +48,7 @@ def serving(replicas: int, port: int, max_queued_requests: int = 256) -> Iterato
 
 def main(
     replicas: Annotated[int, typer.Option(min=1, help="Taggers, each a process with a core.")] = 1,
-    port: Annotated[int, typer.Option(help="TCP port on 127.0.0.1.")] = 8000,
+    port: Annotated[int, typer.Option(envvar="TAGGER_PORT", help="TCP port on 127.0.0.1.")] = 8000,
     max_queued_requests: Annotated[
         int, typer.Option(help="Batches that wait for taggers before 429; -1 for no bound.")
     ] = 256,
