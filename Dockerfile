@@ -7,10 +7,7 @@ FROM ${PYTHON_IMAGE} AS build
 ARG TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu
 # Behind a mirror: --secret id=pip_config,src=pip.conf --secret id=pip_ca,src=ca.pem, where pip.conf may say
 # `cert = /run/secrets/pip_ca`. Without these secrets pip finds no such file and goes on.
-# With SOURCE_DATE_EPOCH bytecode holds its source's hash and no time, so that builds repeat (1980: ZIP's first year).
-ENV SOURCE_DATE_EPOCH=315532800 \
-    PYTHONHASHSEED=0 \
-    PIP_CONFIG_FILE=/run/secrets/pip_config \
+ENV PIP_CONFIG_FILE=/run/secrets/pip_config \
     PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
     PIP_ROOT_USER_ACTION=ignore
