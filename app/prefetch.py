@@ -1,7 +1,7 @@
 """Files in, outcomes out, in the same order: threads decode ahead, the network takes one file at a time.
 
 Memory is bounded by `AHEAD` files of `BATCHES` batches, whatever the length of a file: 160 MB with four
-decoders. Threads, not processes: FFmpeg runs without the interpreter's lock.
+decoders.
 """
 
 import os
