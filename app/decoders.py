@@ -48,11 +48,13 @@ class _Process:
         self._start()
 
     def send(self, message: Open | Take | Close | Ping, file: BinaryIO | None = None) -> None:
-        """Send a message, and the file that belongs to it. Raises DecoderDiedError."""
+        """Send a message, and its file. Raises DecoderDiedError, and ValueError if the file is closed."""
+        # Asked for first: of a request that ended meanwhile the file is closed, and nothing may be sent then.
+        descriptor = None if file is None else file.fileno()
         try:
             self._connection.send(message)
-            if file is not None:
-                send_handle(self._connection, file.fileno(), self._child.pid)
+            if descriptor is not None:
+                send_handle(self._connection, descriptor, self._child.pid)
         except OSError as error:
             raise self._bury() from error
 
