@@ -3,7 +3,8 @@
 In a thread FFmpeg lets go of the lock for each frame, 40 times a second of sound, and whenever another thread
 waits for it, taking it back costs more than the frame (benchmarks/README.md). A clip stays with one process,
 in turns, as its decoder does. A process that dies, or does not answer, is replaced; a clip that it held is
-begun again, without the segments that were taken, but the one in hand only once.
+begun again, without the segments that were taken, but the one in hand only once. A clip is handed over as a
+file descriptor, which needs Unix.
 """
 
 import itertools
