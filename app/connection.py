@@ -23,9 +23,8 @@ class Connection(HttpToolsProtocol):
     _begun = False
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
-    _chunk_bytes = 0
-    _arrived = 0
-    _wanted = 0
+    _body_bytes = 0
+    _declared = 0
     _enough: asyncio.Event | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -42,10 +41,9 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Count what belongs to a head that is not complete; throw away what nobody will read."""
-        self._chunk_bytes = len(data)
-        self._arrived += len(data)
         if self._enough:
-            if self._arrived >= self._wanted:
+            self._body_bytes += len(data)
+            if self._has_all_declared():
                 self._enough.set()
             return
         self._head_bytes += len(data)
@@ -57,7 +55,7 @@ class Connection(HttpToolsProtocol):
         """Await the headers of this request."""
         self._begin_head()
         self._begun = True
-        self._arrived = self._chunk_bytes  # which holds the beginning
+        self._body_bytes = 0
         super().on_message_begin()
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", {DISCARD: self._discard})
 
@@ -66,14 +64,26 @@ class Connection(HttpToolsProtocol):
         self._end_head()
         super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        """Count what of the body was parsed."""
+        self._body_bytes += len(body)
+        super().on_body(body)
+
     async def _discard(self, declared: int, seconds: float) -> None:
-        """Take what still comes, unread, until it is as much as was declared, or the client hangs up."""
-        self._enough, self._wanted = asyncio.Event(), declared
+        """Take what still comes, unread, until it is as much as was declared, or the client hangs up.
+
+        Where nothing was declared, no number of bytes is enough: to close while one is on its way would reset
+        the connection, and the client would lose its answer.
+        """
+        self._enough, self._declared = asyncio.Event(), declared
         self.flow.resume_reading()
-        if self._arrived < self._wanted or not declared:
+        if not self._has_all_declared():
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._enough.wait()
+
+    def _has_all_declared(self) -> bool:
+        return 0 < self._declared <= self._body_bytes
 
     def _begin_head(self) -> None:
         self._end_head()

@@ -188,6 +188,14 @@ def test_who_sends_a_refused_body_to_its_end_can_read_the_refusal_then(server: P
     assert time.monotonic() - started < LINGER_S
 
 
+def test_who_does_not_say_how_much_comes_can_read_the_refusal_at_its_end_too(server: Process) -> None:
+    chunk = b"%x\r\n" % MB + bytes(MB) + b"\r\n"
+
+    answer = say(server, post("Transfer-Encoding: chunked"), *[chunk] * 40, b"0\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
 def test_uploads_that_are_cancelled_leave_nothing_behind(server: Process) -> None:
     for _ in range(20):
         say(server, post("Content-Length: 1000000", body=tune(2)), hang_up=True)
