@@ -5,6 +5,7 @@ import time
 import uuid
 from typing import Final
 
+from opentelemetry import trace
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +63,7 @@ class RequestContext:
             self._metrics.requests.labels(operation, outcome).inc()
             line = {"operation": operation, "outcome": outcome, "request_id": state["request_id"]}
             seconds = round(time.monotonic() - state["started"], 1)
-            logger.info("stream", extra={**line, "seconds": seconds})
+            logger.info("stream", extra={**line, "seconds": seconds, **trace_id()})
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         state = scope["state"]
@@ -71,10 +72,8 @@ class RequestContext:
         self._metrics.requests.labels(operation, outcome).inc()
         self._metrics.total.labels(operation).observe(seconds)
         line = {"operation": operation, "status": status, "outcome": outcome, "ms": round(seconds * 1000, 1)}
-        logger.info(
-            "request",
-            extra={"request_id": state["request_id"], **line, "bytes": state.get("upload_bytes", 0)},
-        )
+        line["bytes"] = state.get("upload_bytes", 0)
+        logger.info("request", extra={"request_id": state["request_id"], **line, **trace_id()})
 
 
 class _Answer:
@@ -100,6 +99,12 @@ def operation_of(scope: Scope) -> str:
     path = getattr(scope.get("route"), "path", None)
     method = scope.get("method", "WS")
     return f"{method} {path}" if path and method in METHODS else "unmatched"
+
+
+def trace_id() -> dict[str, str]:
+    """For the log: the id of the trace that this request belongs to, if it is traced."""
+    span = trace.get_current_span().get_span_context()
+    return {"trace_id": trace.format_trace_id(span.trace_id)} if span.is_valid else {}
 
 
 def request_id_of(scope: Scope) -> str:

@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
+from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
@@ -75,6 +76,16 @@ class _Process:
         """Await that the process is there. Raises DecoderDiedError."""
         self.send(Ping())
         self.answer()
+
+    def memory_bytes(self) -> int:
+        """What it shares with no other process; 0 where /proc does not tell."""
+        with suppress(OSError):
+            for line in (
+                Path(f"/proc/{self._child.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            ):
+                if line.startswith("Private_Dirty:"):
+                    return int(line.split()[1]) * 1024
+        return 0
 
     def stop(self) -> None:
         """End it, whatever it does; what waits for it is dropped."""
@@ -183,6 +194,10 @@ class Decoders:
     def ping(self) -> list[Future[None]]:
         """Ask each process whether it is there."""
         return [process.thread.submit(process.ping) for process in self._processes]
+
+    def memory_bytes(self) -> int:
+        """Memory of all processes that they share with no other; 0 where /proc does not tell."""
+        return sum(process.memory_bytes() for process in self._processes)
 
     def stop(self) -> None:
         """End all processes."""

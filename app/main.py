@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 from fastapi import FastAPI
+from fastapi.telemetry import TelemetryConfig
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
@@ -28,6 +29,9 @@ from model.bundle import Bundle
 from model.tagger import Tagger
 
 WATCH_S: Final = 1.0
+TELEMETRY: Final[TelemetryConfig] = {"auto_configure": True, "logs": False, "operation_spans": False}
+"""A span a request, and its metrics, once OpenTelemetry's own variables say where they go
+(`OTEL_EXPORTER_OTLP_ENDPOINT`). No logs: an exception's text might tell of a clip."""
 
 
 def terminate() -> None:
@@ -60,6 +64,7 @@ def create_app(
         generate_unique_id_function=openapi.operation_id,
         lifespan=_lifespan_of(state, tagger),
         redirect_slashes=False,
+        telemetry=TELEMETRY,
     )
     app.router.routes.insert(0, redoc.ROUTE)
     app.state.tagger_service = state

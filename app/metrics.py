@@ -71,6 +71,9 @@ class Metrics:
         self.decoder_deaths = Counter(
             f"{PREFIX}_decoder_deaths", "Decoders that died and were replaced.", registry=self.registry
         )
+        self.decoder_memory = self._gauge(
+            "decoder_memory_bytes", "Memory of the decoders' processes, beside process_resident_memory_bytes."
+        )
         self.workers = self._gauge("workers_alive", "Workers that live; 0 means that nothing is served.")
         self.listeners = self._gauge("streams_open", "Streams that are listened to.")
         self.windows = Counter(

@@ -117,6 +117,10 @@ class Pipeline:
         turns = [time.monotonic() - since for since in tuple(self._turns.values())]
         return max([self.batcher.oldest_wait_s(), *turns])
 
+    def decoder_memory_bytes(self) -> int:
+        """Memory that the decoders' processes have for themselves; 0 where /proc does not tell."""
+        return self._decoders.memory_bytes()
+
     def close(self) -> None:
         """Stop: what still waits is refused."""
         self.batcher.stop()

@@ -4,7 +4,6 @@ Memory is bounded by `AHEAD` files of `BATCHES` batches, whatever the length of 
 decoders.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +16,7 @@ from threading import Event
 from typing import BinaryIO, Final
 
 import numpy as np
+from loky import cpu_count
 from numpy.typing import NDArray
 
 from app.files import Stamp, stamp_of
@@ -25,7 +25,7 @@ from app.problems import from_audio
 from model.audio import AudioError, AudioInfo, AudioReader
 from model.tagger import BATCH, Tagger
 
-DECODERS: Final = min(4, os.cpu_count() or 1)
+DECODERS: Final = min(4, cpu_count())
 AHEAD: Final = 2 * DECODERS
 """Files in hand at once: those that are decoded, and as many that wait for the network."""
 BATCHES: Final = 8

@@ -4,11 +4,11 @@ One megabyte (MB) is 1,000,000 bytes. A *segment* is the unit of work on the dev
 """
 
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
+from loky import cpu_count
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
@@ -54,8 +54,9 @@ class Settings(BaseSettings):
     (scores within 0.01 of fp32's), and PyTorch on a GPU. openvino-fp32: within 0.001, slower. torch: the
     reference, slowest on a CPU."""
     threads: int | None = Field(default=None, ge=1, le=256)
-    """Threads of the network on a CPU. Empty: one a core, at most 8. Low: cores idle once decoding is done.
-    High: more memory; decoders and the network share the cores by turns either way."""
+    """Threads of the network on a CPU. Empty: one a core (of those that a container may use), at most 8. Low:
+    cores idle once decoding is done. High: more memory; decoders and the network share the cores by turns
+    either way."""
 
     max_upload_mb: float = Field(default=128.0, gt=0, le=4096)
     """MB of one request's body. Low: long lossless clips get 413. High: one request may hold that much memory
@@ -83,9 +84,10 @@ class Settings(BaseSettings):
     """Most seconds that `X-Request-Timeout` may ask for; more is cut to this. At least
     `request_timeout_s`."""
 
-    decoders: int = Field(default_factory=lambda: min(os.cpu_count() or 1, MAX_DECODERS), ge=1, le=256)
-    """Processes that decode, a clip each at a time; if not set, one a core, at most 8. Low: the device waits
-    for audio. High: memory, 35 MB each, and latency spreads as they share the cores with the network."""
+    decoders: int = Field(default_factory=lambda: min(cpu_count(), MAX_DECODERS), ge=1, le=256)
+    """Processes that decode, a clip each at a time; if not set, one a core (of those that a container may
+    use), at most 8. Low: the device waits for audio. High: memory, 35 MB each, and latency spreads as they
+    share the cores with the network."""
     batch_segments: int = Field(default=8, ge=1, le=1024)
     """Most segments of one forward pass. Low: a GPU idles. High: each pass takes longer, more memory is used,
     and short clips wait behind it."""

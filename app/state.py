@@ -71,6 +71,9 @@ class State:
         self.metrics.listeners.set_function(lambda: self.listeners)
         self.metrics.queue_depth.set_function(lambda: self.loaded.batcher.depth if self.loaded else 0)
         self.metrics.queue_age.set_function(lambda: self.loaded.oldest_wait_s() if self.loaded else 0)
+        self.metrics.decoder_memory.set_function(
+            lambda: self.loaded.decoder_memory_bytes() if self.loaded else 0
+        )
         self.metrics.workers.set_function(lambda: int(self.loaded is not None and self.loaded.batcher.alive))
         self.metrics.ready.set_function(lambda: int(self.refusal() is None))
 

@@ -7,7 +7,6 @@ another, and the memory does not grow with the batch.
 """
 
 import logging
-import os
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +15,7 @@ from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
+from loky import cpu_count
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -191,7 +191,7 @@ def choose_engine(
     if engine == "torch" or device.type != "cpu":
         return reference
     precisions = ["fp32"] if engine == "openvino-fp32" or not has_bf16() else ["bf16", "fp32"]
-    count = threads or min(cores(), MAX_THREADS)
+    count = threads or min(cpu_count(), MAX_THREADS)
     return first_that_agrees(
         [lambda precision=precision: OpenVinoEngine(network, precision, count) for precision in precisions],  # type: ignore[misc]
         reference,
@@ -286,8 +286,3 @@ def to_openvino(module: nn.Module, example: Tensor) -> Any:  # noqa: ANN401 - of
         model = frontend.convert(frontend.load(decoder))
     model.reshape(list(example.shape))
     return model
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

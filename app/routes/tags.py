@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, BinaryIO, Final
 
 from fastapi import APIRouter, Query, Request, Response
+from opentelemetry import trace
 
 from app.admission import attend, in_time
 from app.batcher import Lane
@@ -191,9 +192,14 @@ def model_of(state: State) -> ModelName:
 
 
 def observe(answer: TagResponse, work: Work, state: State) -> None:
-    """Tell Prometheus of one answered clip."""
+    """Tell Prometheus, and the request's trace if there is one, of one answered clip."""
     state.metrics.decode.observe(work.decode_s)
     state.metrics.queue.observe(work.queue_s)
     state.metrics.audio.observe(answer.audio.analysed_s)
     for tag in answer.tags:
         state.metrics.present.labels(tag.tag).inc(tag.present)
+    milliseconds = {
+        f"music_tagger.{stage}_ms": value for stage, value in answer.timing_ms.model_dump().items()
+    }
+    attributes = {**milliseconds, "music_tagger.audio_s": answer.audio.analysed_s}
+    trace.get_current_span().add_event("music_tagger.clip", attributes)

@@ -22,6 +22,7 @@ from typing import Annotated, Any, BinaryIO, Final
 import fsspec
 import typer
 from fsspec.core import url_to_fs
+from loky import cpu_count
 
 from app.files import COMPANIONS, Stamp, key_of, write_whole
 from app.output import Failed, ParquetWriter, as_utf8
@@ -210,7 +211,7 @@ def main(
     source: Annotated[str, typer.Argument(help="A manifest (CSV), or a folder or bucket: path or URL.")],
     out: Annotated[str, typer.Argument(help="Folder or bucket for the parts: path or URL.")],
     column: Annotated[str, typer.Option(help="The manifest's column that names the files.")] = "file",
-    workers: Annotated[int, typer.Option(min=1, help="Processes that tag.")] = os.cpu_count() or 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that tag.")] = cpu_count(),
     threads: Annotated[int, typer.Option(min=1, help="Threads of the network in each, as many cores.")] = 1,
     part_files: Annotated[int, typer.Option(min=1, help="Files of a part: what a kill may cost.")] = 256,
     address: Annotated[

@@ -18,12 +18,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from loky import cpu_count
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from model.audio import AudioError, read_audio
-from model.engine import cores
 from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ, LogMel
 from model.training.augmentation import distort
 from model.training.corpus import Clip, read_manifest
@@ -147,7 +147,7 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
     missing = [(chosen, path) for path, chosen in shards.items() if not path.exists()]
     # Not forked: a forked child may wait for a lock that a thread of PyTorch's held in the parent.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cores(), context, initializer=_hire, initargs=(teachers,)) as pool:
+    with ProcessPoolExecutor(cpu_count(), context, initializer=_hire, initargs=(teachers,)) as pool:
         made = [pool.submit(_shard, *shard) for shard in missing]
         description = f"caching {manifest.parent.name}"
         for future in track(

@@ -174,6 +174,16 @@ async def test_requests_do_not_notice_that_decoders_are_killed(tagger: Tagger) -
         assert service.metric("music_tagger_decoder_deaths_total") >= 1
 
 
+async def test_the_memory_of_the_decoders_is_told_as_the_service_s_own_does_not_hold_it(
+    tagger: Tagger,
+) -> None:
+    async with serving(tagger, decoders=1) as one, serving(tagger, decoders=3) as three:
+        of_one, of_three = (service.metric("music_tagger_decoder_memory_bytes") for service in (one, three))
+
+        assert 5e6 < of_one < 100e6
+        assert 2 < of_three / of_one < 4
+
+
 async def test_a_form_of_many_clips_opens_no_more_files_than_it_may(service: Service) -> None:
     before = open_files()
     many = [("file", (f"{number}.wav", b"x", "audio/wav")) for number in range(500)]
