@@ -1,5 +1,8 @@
 """Settings: from the environment, checked, explained."""
 
+import subprocess
+import sys
+
 import pytest
 from pydantic import ValidationError
 
@@ -52,3 +55,12 @@ def test_every_setting_is_explained(name: str) -> None:
 
     assert description
     assert len(description) > 40
+
+
+def test_defaults_follow_the_cores_that_the_process_may_use() -> None:
+    program = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+    program += "from app.settings import Settings; print(Settings().decoders)"
+
+    told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+
+    assert told.stdout == "1\n"
