@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from model.audio import AudioInfo, AudioReader, UndecodableAudioError
 from model.segments import cut_segments
 
+Segment = NDArray[np.float32]
 MOST_MEMORY_BYTES: Final = 2_000_000_000
 """Of address space: three times of what a decoder needs, so that a hostile clip cannot take the machine's."""
 
@@ -68,9 +69,10 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Segments [n, segment_samples], fewer than were asked for at the clip's end; and what is known of it."""
+    """So many segments follow, as bytes; whether they are the clip's last; and what is known of it so far."""
 
-    segments: NDArray[np.float32]
+    segments: int
+    ended: bool
     info: AudioInfo
 
 
@@ -82,10 +84,14 @@ class _Clip:
         self._file = self._files.enter_context(os.fdopen(file_descriptor, "rb", buffering=0))
         self._order = order
         self._reader: AudioReader | None = None
-        self._segments: Iterator[NDArray[np.float32]] = iter(())
+        self._segments: Iterator[Segment] = iter(())
+        self._ahead: list[Segment] = []
 
-    def take(self, count: int) -> Turn:
-        """See Take. Raises AudioError."""
+    def take(self, count: int) -> tuple[Turn, list[Segment]]:
+        """See Take. Raises AudioError.
+
+        It looks one segment ahead, so that a clip's last turn is known as such and costs no other one.
+        """
         how = self._order.listening
         if self._reader is None:
             self._reader = self._files.enter_context(
@@ -99,9 +105,9 @@ class _Clip:
                 )
             )
             self._segments = islice(cut_segments(self._reader, how.segment_samples), self._order.skip, None)
-        found = list(islice(self._segments, count))
-        empty = np.empty((0, how.segment_samples), np.float32)
-        return Turn(np.stack(found) if found else empty, self._reader.info)
+        found = self._ahead + list(islice(self._segments, count + 1 - len(self._ahead)))
+        now, self._ahead = found[:count], found[count:]
+        return Turn(len(now), not self._ahead, self._reader.info), now
 
     def close(self) -> None:
         """Let decoder and file go."""
@@ -123,19 +129,40 @@ def serve(connection: Connection) -> None:
         elif isinstance(message, Ping):
             connection.send(None)
         else:
-            connection.send(_turn(clips[message.key], message.count))
+            answer, segments = _turn(clips[message.key], message.count)
+            connection.send(answer)
+            for segment in segments:
+                _write(connection.fileno(), segment)
 
 
-def _turn(clip: _Clip, count: int) -> Turn | Exception:
+def read_segment(file_descriptor: int, segment_samples: int) -> Segment:
+    """Read a segment of a Turn, straight into its place. Raises EOFError if the decoder ended."""
+    segment = np.empty(segment_samples, np.float32)
+    left = segment.data.cast("B")
+    while left:
+        if not (count := os.readv(file_descriptor, [left])):
+            raise EOFError
+        left = left[count:]
+    return segment
+
+
+def _write(file_descriptor: int, segment: Segment) -> None:
+    left = segment.data.cast("B")
+    while left:
+        left = left[os.write(file_descriptor, left) :]
+
+
+def _turn(clip: _Clip, count: int) -> tuple[Turn | Exception, list[Segment]]:
     try:
         return clip.take(count)
     except MemoryError:
-        return UndecodableAudioError(
+        problem = UndecodableAudioError(
             "Decoding this clip takes more memory than a decoder has.",
             "Export it with fewer channels or a lower sample rate.",
         )
+        return problem, []
     except Exception as error:  # is raised in the service
-        return error
+        return error, []
 
 
 def main(file_descriptor: int) -> None:

@@ -18,12 +18,9 @@ from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import BinaryIO, Final, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
-from app.decoder_process import Close, Listening, Open, Ping, Take, Turn
+from app.decoder_process import Close, Listening, Open, Ping, Segment, Take, Turn, read_segment
 from app.logs import logger
 from model.audio import AudioInfo, UndecodableAudioError
 
@@ -49,28 +46,33 @@ class _Process:
         self._stopped = False
         self._start()
 
-    def send(self, message: Open | Take | Close | Ping, file: BinaryIO | None = None) -> None:
-        """Send a message, and its file. Raises DecoderDiedError, and ValueError if the file is closed."""
-        # Asked for first: of a request that ended meanwhile the file is closed, and nothing may be sent then.
-        descriptor = None if file is None else file.fileno()
+    def send(self, message: Open | Take | Close | Ping, descriptor: int | None = None) -> None:
+        """Send a message, and a file's descriptor. Raises DecoderDiedError."""
         try:
             self._connection.send(message)
             if descriptor is not None:
                 send_handle(self._connection, descriptor, self._child.pid)
         except OSError as error:
-            raise self._bury() from error
+            raise self._bury(error) from error
 
-    def answer(self) -> Any:  # noqa: ANN401 - a Turn for a Take, nothing for a Ping
-        """Await the answer. Raises DecoderDiedError, and whatever the decoder raised."""
+    def answer(self) -> Turn | None:
+        """Await the answer: nothing to a Ping. Raises DecoderDiedError, and whatever the decoder raised."""
         try:
             if not self._connection.poll(TURN_LIMIT_S):
                 raise TimeoutError  # an OSError
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
-            raise self._bury() from error
+            raise self._bury(error) from error
         if isinstance(answer, Exception):
             raise answer
-        return answer
+        return cast("Turn | None", answer)
+
+    def segments(self, turn: Turn, segment_samples: int) -> list[Segment]:
+        """Await the segments of a turn. Raises DecoderDiedError."""
+        try:
+            return [read_segment(self._connection.fileno(), segment_samples) for _ in range(turn.segments)]
+        except (EOFError, OSError) as error:
+            raise self._bury(error) from error
 
     def ping(self) -> None:
         """Await that the process is there. Raises DecoderDiedError."""
@@ -107,11 +109,12 @@ class _Process:
         self._connection = Connection(ours.detach())
         self.life += 1
 
-    def _bury(self) -> DecoderDiedError:
+    def _bury(self, why: Exception) -> DecoderDiedError:
         self._child.kill()
         self._end()
         if not self._stopped:
-            logger.error("a decoder died and is replaced", extra={"exit_code": self._child.returncode})
+            extra = {"why": repr(why), "exit_code": self._child.returncode}
+            logger.error("a decoder died and is replaced", extra=extra)
             self._on_death()
             self._start()
         return DecoderDiedError()
@@ -127,16 +130,19 @@ class Decoding:
     def __init__(self, process: _Process, key: int, clip: BinaryIO, listening: Listening) -> None:
         self.info: AudioInfo | None = None
         """What was found in the clip; complete after the last segment."""
+        self.ended = False
+        """Whether all segments were taken."""
         self._process = process
         self._key = key
-        self._clip = clip
+        # One of its own, as a request that is given up closes its file in any moment.
+        self._descriptor = os.dup(clip.fileno())
         self._listening = listening
         self._life = 0
         self._taken = 0
         process.clips += 1
 
-    def take(self, count: int, began: Callable[[], None]) -> Future[list[NDArray[np.float32]]]:
-        """Decode up to `count` more segments; fewer mean that the clip ended. The future raises AudioError.
+    def take(self, count: int, began: Callable[[], None]) -> Future[list[Segment]]:
+        """Decode up to `count` more segments. The future raises AudioError.
 
         `began` is called, in a thread, when the clip's turn has come.
         """
@@ -145,28 +151,33 @@ class Decoding:
     def close(self) -> None:
         """Let the decoder go, after a turn that is running."""
         self._process.clips -= 1
-        with suppress(RuntimeError):  # the process is stopped, and with it this clip
-            self._process.thread.submit(self._close)
+        try:
+            closing = self._process.thread.submit(self._close)
+        except RuntimeError:  # the process is stopped, and with it this clip
+            os.close(self._descriptor)
+        else:
+            closing.add_done_callback(lambda _: os.close(self._descriptor))
 
-    def _take(self, count: int, began: Callable[[], None]) -> list[NDArray[np.float32]]:
+    def _take(self, count: int, began: Callable[[], None]) -> list[Segment]:
         began()
         for _ in range(ATTEMPTS):
             try:
                 self._begin_unless_begun()
                 self._process.send(Take(self._key, count))
-                turn: Turn = self._process.answer()
+                turn = cast(Turn, self._process.answer())
+                segments = self._process.segments(turn, self._listening.segment_samples)
             except DecoderDiedError:
                 continue
-            self.info = turn.info
-            self._taken += len(turn.segments)
-            return list(turn.segments)
+            self.info, self.ended = turn.info, turn.ended
+            self._taken += len(segments)
+            return segments
         raise UndecodableAudioError(
             "The decoder broke down on this clip, twice.", "Export it again, or send it in another format."
         )
 
     def _begin_unless_begun(self) -> None:
         if self._life != self._process.life:
-            self._process.send(Open(self._key, self._listening, self._taken), self._clip)
+            self._process.send(Open(self._key, self._listening, self._taken), self._descriptor)
             self._life = self._process.life
 
     def _close(self) -> None:

@@ -200,11 +200,8 @@ class Pipeline:
         return ProblemError("queue-full", retry_after_s=self.batcher.retry_after_s())
 
     async def _embed_all(self, decoding: Decoding, lane: Lane, work: Work) -> AudioInfo:
-        ended = False
-        while not ended:
-            segments = await self._decode_turn(decoding, work)
-            ended = len(segments) < self._turn_segments
-            for segment in segments:
+        while not decoding.ended:
+            for segment in await self._decode_turn(decoding, work):
                 if len(work.pending) >= self._settings.clip_segments:
                     await self._collect(work)
                 work.pending.append(lane.submit(segment))
@@ -214,10 +211,6 @@ class Pipeline:
         assert decoding.info is not None  # noqa: S101 - known since the first turn
         return decoding.info
 
-    @property
-    def _turn_segments(self) -> int:
-        return min(TURN_SEGMENTS, self._settings.clip_segments)
-
     @staticmethod
     async def _collect(work: Work) -> None:
         row = await asyncio.wrap_future(work.pending[0])
@@ -226,7 +219,8 @@ class Pipeline:
 
     async def _decode_turn(self, decoding: Decoding, work: Work) -> list[Segment]:
         asked = time.monotonic()
-        future = decoding.take(self._turn_segments, began=work.begin_turn)
+        count = min(TURN_SEGMENTS, self._settings.clip_segments)
+        future = decoding.take(count, began=work.begin_turn)
         self._turns[future] = asked
         future.add_done_callback(lambda done: self._turns.pop(done, None))
         segments = await asyncio.wrap_future(future)

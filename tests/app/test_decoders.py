@@ -74,6 +74,13 @@ def test_turns_hand_over_all_segments_and_what_was_found(decoders: Decoders) -> 
         assert clip.info == info
 
 
+def test_a_clip_s_last_turn_is_known_as_such(decoders: Decoders) -> None:
+    with decoding(decoders, tune(30)) as clip:
+        ended = [(len(take(clip, 3)), clip.ended) for _ in range(2)]
+
+    assert ended == [(3, False), (3, True)]
+
+
 def test_several_clips_take_turns_in_one_process(decoders: Decoders) -> None:
     with decoding(decoders, tune(20, 220)) as one, decoding(decoders, tune(20, 330)) as other:
         pairs = [(take(one, 1)[0], take(other, 1)[0]) for _ in range(4)]

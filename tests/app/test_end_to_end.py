@@ -25,7 +25,7 @@ def kill_workers():
     death, struck = ctypes.py_object(SystemExit), []
     while True:
         for thread in threading.enumerate():
-            if thread.name == "batcher" and thread not in struck:
+            if thread.name == "batcher" and thread.ident and thread not in struck:
                 struck.append(thread)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), death)
         time.sleep(0.01)
@@ -165,7 +165,9 @@ def test_a_worker_that_keeps_dying_ends_the_process_with_1() -> None:
         server.process.send_signal(signal.SIGUSR1)
 
         with suppress(httpx.TransportError):  # in the end nobody answers
+            until_s = time.monotonic() + PATIENCE_S
             while server.process.poll() is None:
+                assert time.monotonic() < until_s
                 assert server.post(tune(2)).status_code in (200, 500, 503)
 
         assert server.process.wait(PATIENCE_S) == 1
