@@ -14,7 +14,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import send_handle
 from pathlib import Path
@@ -81,13 +80,11 @@ class _Process:
 
     def memory_bytes(self) -> int:
         """What it shares with no other process; 0 where /proc does not tell."""
-        with suppress(OSError):
-            for line in (
-                Path(f"/proc/{self._child.pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
-            ):
-                if line.startswith("Private_Dirty:"):
-                    return int(line.split()[1]) * 1024
-        return 0
+        try:
+            told = Path(f"/proc/{self._child.pid}/smaps_rollup").read_text(encoding="ascii")
+        except OSError:
+            return 0
+        return next(int(line.split()[1]) * 1024 for line in told.splitlines() if "Private_Dirty" in line)
 
     def stop(self) -> None:
         """End it, whatever it does; what waits for it is dropped."""
