@@ -84,7 +84,8 @@ class _Process:
             told = Path(f"/proc/{self._child.pid}/smaps_rollup").read_text(encoding="ascii")
         except OSError:
             return 0
-        return next(int(line.split()[1]) * 1024 for line in told.splitlines() if "Private_Dirty" in line)
+        found = (int(line.split()[1]) * 1024 for line in told.splitlines() if "Private_Dirty" in line)
+        return next(found, 0)
 
     def stop(self) -> None:
         """End it, whatever it does; what waits for it is dropped."""
