@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.logs import logger
+from model.segments import Segment
 
-Segment = NDArray[np.float32]
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 DEATHS_WINDOW_S: Final = 300.0

@@ -16,12 +16,10 @@ from multiprocessing.reduction import recv_handle
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from model.audio import AudioInfo, AudioReader, UndecodableAudioError
-from model.segments import cut_segments
+from model.segments import Segment, cut_segments
 
-Segment = NDArray[np.float32]
 MOST_MEMORY_BYTES: Final = 2_000_000_000
 """Of address space: three times of what a decoder needs, so that a hostile clip cannot take the machine's."""
 

@@ -19,9 +19,10 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from app.decoder_process import Close, Listening, Open, Ping, Segment, Take, Turn, read_segment
+from app.decoder_process import Close, Listening, Open, Ping, Take, Turn, read_segment
 from app.logs import logger
 from model.audio import AudioInfo, UndecodableAudioError
+from model.segments import Segment
 
 ATTEMPTS: Final = 2
 """How often a clip is begun whose decoder dies of it."""

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, Final, TypeVar, cast
 
-from app.batcher import Segment
 from app.pipeline import Pipeline
 from app.settings import Settings
 from model.audio import AudioInfo, AudioReader
+from model.segments import Segment
 from model.tagger import Rolling, Tagging, WindowScores
 
 MOST_MESSAGE_BYTES: Final = 1_000_000

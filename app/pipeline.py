@@ -15,13 +15,14 @@ from typing import BinaryIO, Final
 
 import numpy as np
 
-from app.batcher import Batcher, BatchFailedError, Lane, QueueFullError, Row, Segment, StoppedError
+from app.batcher import Batcher, BatchFailedError, Lane, QueueFullError, Row, StoppedError
 from app.decoder_process import Listening
 from app.decoders import Decoders, Decoding
 from app.metrics import Metrics
 from app.problems import ProblemError
 from app.settings import Settings
 from model.audio import AudioInfo
+from model.segments import Segment
 from model.tagger import Tagger, Tagging
 
 TURN_SEGMENTS: Final = (

@@ -18,9 +18,11 @@ from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Final
 
+from loky import cpu_count
+
 from benchmarks.clients import Load, Outcome
 from benchmarks.clips import make_clip
-from benchmarks.measuring import cores, show, show_machine
+from benchmarks.measuring import show, show_machine
 from benchmarks.processes import SERVICE, Server, serving
 
 PLAIN: Final = ("-m", "benchmarks.plain")
@@ -175,7 +177,7 @@ def in_process(clip: bytes, seconds: float) -> float:
     """Clips a second of the tagger in one process, a thread a core, without HTTP."""
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(clip)
-        command = [sys.executable, "-m", "benchmarks.alone", file.name, str(seconds), str(cores())]
+        command = [sys.executable, "-m", "benchmarks.alone", file.name, str(seconds), str(cpu_count())]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout
     return float(json.loads(output))
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from loky import cpu_count
+
 PACKAGES = ("torch", "openvino", "av", "numpy", "fastapi", "uvicorn")
 
 
@@ -56,15 +58,11 @@ def show_machine(*packages: str) -> None:
     """Print on what it ran, how busy that was, and the versions of what was measured."""
     versions = ", ".join(f"{name} {found}" for name in (*PACKAGES, *packages) if (found := _version(name)))
     print(
-        f"{_cpu()}, {cores()} of {os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f} at the end; "
+        f"{_cpu()}, {cpu_count()} of {os.cpu_count()} cores, "
+        f"load average {os.getloadavg()[0]:.1f} at the end; "
         f"Linux {platform.release()}, Python {platform.python_version()}, {versions}.",
         flush=True,
     )
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def percentile(values: Sequence[float], percent: float) -> float:

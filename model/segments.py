@@ -7,12 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+Segment = FloatArray
+"""Mono samples of one segment."""
 
 TAIL_PARTS: Final = 10
 """What is left behind the last whole segment is looked at if it is longer than a tenth of one (0.5 s)."""
 
 
-def cut_segments(chunks: Iterable[FloatArray], size: int) -> Iterator[FloatArray]:
+def cut_segments(chunks: Iterable[FloatArray], size: int) -> Iterator[Segment]:
     """Chunks of mono audio of any length -> consecutive segments [size], in constant memory.
 
     The last segment ends where the audio ends, so that it overlaps the one before; audio shorter than a

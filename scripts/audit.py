@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+from pip._internal.models.index import PyPI
 
 from scripts.lock import LOCKS, pins
 
@@ -26,8 +27,8 @@ KNOWN_BAD: Final = "jinja2==2.4.1\n"
 KNOWN_BAD_NEWEST: Final = "pycrypto"
 """Given up in 2013, its newest release has holes for good."""
 SERVICES: Final = ("pypi", "osv")
-NEWEST_URL: Final = "https://pypi.org/pypi/{}/json"
-"""A project's page tells of its newest release (https://docs.pypi.org/api/json/)."""
+NEWEST_URL: Final = f"{PyPI.pypi_url}/{{}}/json"
+"""A project's page, by PyPI's JSON API: it tells of the newest release."""
 TIMEOUT_S: Final = 15
 NONE, FOUND, NOT_AUDITED = 0, 1, 2
 

@@ -81,6 +81,18 @@ def test_a_clip_s_last_turn_is_known_as_such(decoders: Decoders) -> None:
     assert ended == [(3, False), (3, True)]
 
 
+def test_a_request_that_closes_its_file_does_not_hurt_the_decoder(
+    decoders: Decoders, deaths: list[int]
+) -> None:
+    with memory_file() as file:
+        file.write(tune(10))
+        given_up = decoders.open(file, HOW)
+
+    assert len(take(given_up, 2)) == 2
+    given_up.close()
+    assert deaths == []
+
+
 def test_several_clips_take_turns_in_one_process(decoders: Decoders) -> None:
     with decoding(decoders, tune(20, 220)) as one, decoding(decoders, tune(20, 330)) as other:
         pairs = [(take(one, 1)[0], take(other, 1)[0]) for _ in range(4)]
