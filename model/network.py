@@ -54,6 +54,8 @@ class NetworkConfig:
     """Whether there is a musical branch."""
     hidden: int = 256
     dropout: float = 0.15
+    centres: int = 0
+    """Of the radial basis functions that the head has of the musical embedding; 0 = none."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for the bundle."""
@@ -201,31 +203,70 @@ class TextureBranch(nn.Module):
         return pool_parts(x.mean(2).float()).mean(1)
 
 
+class RadialBasis(nn.Module):
+    """Gaussians round centres, and a straight line: [B, E] -> [B, K] (Broomhead & Lowe 1988).
+
+    With a ridge this is kernel regression on Nystroem's features. It is fitted in closed form, once; far from
+    all that it was fitted on, only the line is left.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    centres: Tensor
+    width: Tensor
+
+    def __init__(self, size: int, centres: int, tags: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(size))
+        self.register_buffer("deviation", torch.ones(size))
+        self.register_buffer("centres", torch.zeros(centres, size))
+        self.register_buffer("width", torch.ones(()))
+        self.out = nn.Linear(centres + size, tags).requires_grad_(requires_grad=False)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def features(self, x: Tensor) -> Tensor:
+        """[B, E] -> the Gaussians and the standardised input, [B, centres + E]."""
+        standard = (x - self.mean) / self.deviation
+        distance = torch.cdist(standard, self.centres, compute_mode="donot_use_mm_for_euclid_dist")
+        return torch.cat([torch.exp(-((distance / self.width) ** 2)), standard], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, E] -> [B, K]."""
+        logits: Tensor = self.out(self.features(x))
+        return logits
+
+
 class Head(nn.Module):
     """Embedding of a window -> one logit a tag: [B, E] -> [B, K].
 
     A hidden layer, and beside it a straight line from the embedding: what musicnn's features say of a tag is
-    linear in them.
+    linear in them. Where there are `centres`, radial basis functions of the musical part, the first `musical`
+    of the embedding, add their own opinion.
     """
 
-    def __init__(self, embedding: int, hidden: int, tags: int, dropout: float) -> None:
+    def __init__(self, config: NetworkConfig, embedding: int, musical: int, tags: int) -> None:
         super().__init__()
+        hidden, dropout = config.hidden, config.dropout
         self.norm = nn.BatchNorm1d(embedding, eps=1e-3)
         self.hidden = nn.Linear(embedding, hidden)
         self.hidden_norm = nn.BatchNorm1d(hidden, eps=1e-3)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, tags)
         self.straight = nn.Linear(embedding, tags, bias=False)
+        self.musical = musical
+        self.radial = RadialBasis(musical, config.centres, tags) if config.centres else None
 
     def logits_and_features(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, E] -> [B, K], and the hidden layer [B, hidden]."""
+        """[B, E] -> [B, K] without the radial basis, and the hidden layer [B, hidden]."""
         normed = self.norm(embedding)
         features: Tensor = self.hidden_norm(functional.relu(self.hidden(self.dropout(normed))))
         return self.out(self.dropout(features)) + self.straight(normed), features
 
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, E] -> [B, K]."""
-        return self.logits_and_features(embedding)[0]
+        logits = self.logits_and_features(embedding)[0]
+        return logits if self.radial is None else logits + self.radial(embedding[:, : self.musical])
 
 
 class TaggerNetwork(nn.Module):
@@ -244,7 +285,8 @@ class TaggerNetwork(nn.Module):
             branches.append(TextureBranch(self.config))
         self.branches = nn.ModuleList(branches)
         self.embedding_size = sum(branch.embedding_size for branch in branches)
-        self.head = Head(self.embedding_size, self.config.hidden, len(self.tags), self.config.dropout)
+        self.musical_size = branches[0].embedding_size if self.config.musical else 0
+        self.head = Head(self.config, self.embedding_size, self.musical_size, len(self.tags))
 
     def embed(self, segments: Tensor) -> Tensor:
         """Segments of audio [B, 80000] in [-1, 1] at 16 kHz -> embeddings [B, E], row by row."""

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ
 from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW
+from model.segments import TAIL_PARTS
 from model.training import cache
 from model.training.augmentation import Generator, band_curve
 from model.training.cache import CLIP_S, VARIANTS
@@ -184,6 +185,18 @@ def draw(material: Material, index: int, variant: int, rng: Generator) -> Window
 def fill_segment(part: Mel) -> Mel:
     """[96, n] -> [96, 313]: a shorter part is repeated, as the tagger repeats its audio."""
     return part[:, np.arange(SEGMENT_FRAMES) % part.shape[1]]
+
+
+def cut_mel(mel: Mel) -> Mel:
+    """The log-mel of a clip [96, frames] -> those of its segments [S, 96, 313], as `cut_segments` does."""
+    frames = mel.shape[1]
+    last = frames - SEGMENT_FRAMES
+    if last <= 0:
+        return fill_segment(mel)[None]
+    starts = [round(start) for start in np.arange(0.0, last + 1, SEGMENT_SAMPLES / HOP)]
+    if (last - starts[-1]) * HOP > SEGMENT_SAMPLES // TAIL_PARTS:
+        starts.append(last)
+    return np.stack([mel[:, start : start + SEGMENT_FRAMES] for start in starts])
 
 
 def _seconds(start: int, length: int) -> slice:

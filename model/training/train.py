@@ -10,7 +10,7 @@ import csv
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
@@ -21,9 +21,7 @@ from torch import Tensor, nn
 
 from model.bundle import Bundle, Calibration, load_bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
-from model.frontend import HOP
-from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
-from model.segments import TAIL_PARTS
+from model.network import MusicalBranch, NetworkConfig, TaggerNetwork
 from model.tagger import choose_device, pool_logits, score, window_means
 from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
@@ -33,15 +31,14 @@ from model.training.corpus import SOURCES, read_manifest
 from model.training.curves import plot_curves
 from model.training.losses import masked_bce, masked_mse, mix_targets
 from model.training.material import (
-    SEGMENT_FRAMES,
     Batch,
     Material,
-    Mel,
     Sampler,
-    fill_segment,
+    cut_mel,
     load_material,
 )
-from model.training.teachers import load_teach
+from model.training.radial import fit_radial
+from model.training.teachers import FEATURES, load_teach
 from model.training.words import TRUST
 from model.unfolding import unfold_filters
 
@@ -49,8 +46,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
 
 
-WARM_RATE: Final = 0.15
-"""Share of the learning rate for convolutions that start from musicnn."""
+CENTRES: Final = 256
+"""Of the head's radial basis functions, where the musical branch is musicnn's; more were no better."""
 LUCK: Final = 0.01
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
@@ -109,6 +106,12 @@ class TrainSettings:
     train_ok_only: bool = True
     """Leave out rows whose `train_ok` is not 1, as weights that are given away must."""
 
+    @property
+    def knows_musicnn(self) -> bool:
+        """Whether the musical branch is musicnn's."""
+        given = self.teachers is not None and self.musicnn is not None
+        return given and self.warm_start and self.network.musical and self.init is None
+
 
 class Student:
     """The network with its distillation head, which is dropped after training.
@@ -160,26 +163,14 @@ class Student:
                 module.eval()
 
     def parameters(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser: biases and norms do not decay, and what starts warm learns slowly."""
-        warm = set()
-        if self.settings.warm_start and self.settings.musicnn and self.settings.init is None:
-            warm = {
-                id(p)
-                for part in self.network.branches
-                if isinstance(part, MusicalBranch)
-                for p in part.parameters()
-            }
-        groups: dict[tuple[bool, bool], list[Tensor]] = {}
+        """Groups for the optimiser: biases and norms do not decay."""
+        groups: dict[bool, list[Tensor]] = {True: [], False: []}
         for parameter in (*self.network.parameters(), *self.distiller.parameters()):
             if parameter.requires_grad:
-                groups.setdefault((id(parameter) in warm, parameter.ndim > 1), []).append(parameter)
+                groups[parameter.ndim > 1].append(parameter)
         return [
-            {
-                "params": parameters,
-                "lr": self.settings.learning_rate * (WARM_RATE if is_warm else 1.0),
-                "weight_decay": self.settings.weight_decay if matrix else 0.0,
-            }
-            for (is_warm, matrix), parameters in groups.items()
+            {"params": parameters, "weight_decay": self.settings.weight_decay if matrix else 0.0}
+            for matrix, parameters in groups.items()
         ]
 
 
@@ -234,11 +225,13 @@ def fit(
     settings.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     network = new_network(settings).to(device)
-    opinion = torch.from_numpy(opinion_scale(learn)).to(device)
-    student = Student(network, learn.soft.shape[2], opinion, settings)
+    opinion = opinion_scale(learn)
+    student = Student(network, learn.soft.shape[2], torch.from_numpy(opinion).to(device), settings)
     initial = {name: value.clone() for name, value in network.state_dict().items()}
     best = descend(student, learn, held_out, settings, device, progress)
     network.load_state_dict(interpolate(best, initial, settings.keep))
+    if settings.knows_musicnn:
+        fit_radial(network, learn, opinion, balance(learn), settings.seed)
     return network.eval()
 
 
@@ -307,10 +300,11 @@ def new_network(settings: TrainSettings) -> TaggerNetwork:
     """A network with random weights, or a bundle's; given musicnn, its musical branch starts from that."""
     if settings.init is not None:
         return _network_of(settings.init, settings.tags)
-    if not (settings.warm_start and settings.teachers and settings.musicnn and settings.network.musical):
+    if not (settings.knows_musicnn and settings.teachers and settings.musicnn):
         return TaggerNetwork(settings.tags, settings.network)
     weights = warm_start.read_musicnn(settings.musicnn, load_teach(settings.teachers).read_checkpoint)
-    network = TaggerNetwork(settings.tags, warm_start.config_of(weights, settings.network))
+    config = replace(settings.network, features=FEATURES, centres=CENTRES)
+    network = TaggerNetwork(settings.tags, warm_start.config_of(weights, config))
     branch = cast("MusicalBranch", network.branches[0])
     warm_start.load_musical_branch(branch, network.mel_norm, weights)
     return _with_frozen_filters(network)
@@ -319,7 +313,7 @@ def new_network(settings: TrainSettings) -> TaggerNetwork:
 def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
     bundle, trained = load_bundle(folder)
     network = TaggerNetwork(tags, bundle.network)
-    last = ("head.out.", "head.straight.") if tags != bundle.tags else ()
+    last = ("head.out.", "head.straight.", "head.radial.out.") if tags != bundle.tags else ()
     state = {
         name: value for name, value in trained.state_dict().items() if not (last and name.startswith(last))
     }
@@ -330,7 +324,7 @@ def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
 def _with_frozen_filters(network: TaggerNetwork) -> TaggerNetwork:
     for branch in network.branches:
         if isinstance(branch, MusicalBranch):
-            for frozen in (network.mel_norm, branch.filters):
+            for frozen in (network.mel_norm, branch):
                 frozen.requires_grad_(requires_grad=False)
     return network
 
@@ -363,7 +357,7 @@ def descend(
     network = student.network
     vocal = settings.tags.index("vocal") if "vocal" in settings.tags else None
     sampler = Sampler(learn, balance(learn), settings.batch, settings.seed, vocal, augment=settings.augment)
-    optimiser = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings.steps))
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(_decay(settings)), use_buffers=True
@@ -485,18 +479,6 @@ def clip_logits(
         windows = torch.from_numpy(window_means(embeddings)).to(device)
         logits.append(network.classify(windows).cpu().numpy().astype(np.float64))
     return logits
-
-
-def cut_mel(mel: Mel) -> Mel:
-    """The log-mel of a clip [96, frames] -> those of its segments [S, 96, 313], as `cut_segments` does."""
-    frames = mel.shape[1]
-    last = frames - SEGMENT_FRAMES
-    if last <= 0:
-        return fill_segment(mel)[None]
-    starts = [round(start) for start in np.arange(0.0, last + 1, SEGMENT_SAMPLES / HOP)]
-    if (last - starts[-1]) * HOP > SEGMENT_SAMPLES // TAIL_PARTS:
-        starts.append(last)
-    return np.stack([mel[:, start : start + SEGMENT_FRAMES] for start in starts])
 
 
 def clip_aucs(network: TaggerNetwork, material: Material, device: torch.device) -> list[float]:

@@ -70,8 +70,9 @@ def test_a_row_does_not_depend_on_its_batch(network: TaggerNetwork) -> None:
         NetworkConfig(texture=()),
         NetworkConfig(band_stride=4, mid=16, hidden=32),
         NetworkConfig(mid=8, features=12),
+        NetworkConfig(mid=8, centres=16),
     ],
-    ids=["texture only", "musical only", "small", "with features"],
+    ids=["texture only", "musical only", "small", "with features", "with radial basis functions"],
 )
 def test_branches_are_optional_and_the_configuration_survives_json(config: NetworkConfig) -> None:
     network = TaggerNetwork(("a", "b"), NetworkConfig.from_json(config.to_json())).eval()

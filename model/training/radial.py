@@ -1,0 +1,132 @@
+"""The head's radial basis functions, in closed form: what musicnn's filters say of each tag.
+
+musicnn has heard a million commercial songs, so what is near in its embedding sounds alike also where this
+training has no examples. The rest of the network learns from few sources, and learns them by heart where it
+can; together they follow the teachers better on sources left out than either does.
+"""
+
+from typing import Final, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, MusicalBranch, RadialBasis, TaggerNetwork
+from model.tagger import window_means
+from model.training.material import Material, cut_mel
+from model.training.words import TRUST
+from model.unfolding import unfold_filters
+
+VARIANTS: Final = (0, 1)
+"""Each clip is heard as it is and once distorted (see `cache`)."""
+RIDGE: Final = 1e-4
+"""Of the Gaussians, beside the mean of the squared deviations."""
+LINE_RIDGE: Final = 0.04
+"""Of the straight line, which is to leave the most to the Gaussians."""
+LABEL: Final = 1.5
+"""A label counts as words that are so many standard deviations from their mean."""
+STILL: Final = 1e-3
+"""Added to the deviation of each dimension of the embedding, for those that do not vary."""
+CENTRES_OF: Final = 2
+"""Centres are sought among every so-manieth window."""
+
+
+def fit_radial(
+    network: TaggerNetwork,
+    material: Material,
+    opinion: NDArray[np.float32],
+    weights: NDArray[np.float64],
+    seed: int,
+) -> None:
+    """Fit `head.radial` to the labels and to what the teachers' words say, in place.
+
+    Args:
+        network: whose musical branch no longer changes.
+        material: N clips.
+        opinion: scale and bias that turn words into logits [2, K].
+        weights: of the clips, in any unit [N].
+        seed: of the centres.
+    """
+    radial = cast("RadialBasis", network.head.radial)
+    device = radial.width.device
+    trust = np.array([TRUST.get(tag, 0.0) for tag in network.tags])
+    heard = musical_windows(network, material, device)
+    said = [targets_of_windows(material, index, len(windows), trust) for index, windows in heard]
+    x = torch.from_numpy(np.concatenate([windows for _, windows in heard]))
+    weigh = torch.from_numpy(np.repeat([weights[index] for index, _ in heard], [len(w) for _, w in heard]))
+    _place(radial.cpu(), x, weigh, seed)
+    with torch.no_grad():
+        features = radial.features(x).double()
+        ridge = torch.full((features.shape[1],), LINE_RIDGE, dtype=features.dtype)
+        ridge[: len(radial.centres)] = RIDGE
+        scales, shifts = opinion.tolist()
+        for row, target in enumerate(torch.from_numpy(np.concatenate(said)).T):
+            line, bias = _ridge(features, target, weigh, ridge)
+            radial.out.weight[row] = scales[row] * line
+            radial.out.bias[row] = scales[row] * bias + shifts[row]
+    radial.to(device)
+
+
+@torch.inference_mode()
+def musical_windows(
+    network: TaggerNetwork, material: Material, device: torch.device
+) -> list[tuple[int, NDArray[np.float32]]]:
+    """The musical branch's embeddings of all windows: a clip and [windows, E], for each clip and variant."""
+    fast = unfold_filters(network)
+    branch = cast("MusicalBranch", fast.branches[0])
+    heard = []
+    for index in range(len(material.clips)):
+        mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in VARIANTS])
+        with torch.autocast(device.type, torch.bfloat16):
+            normed = fast.mel_norm(torch.from_numpy(mels).to(device).float()[:, None])
+            segments = branch(normed).float().cpu().numpy()
+        heard += [(index, window_means(part)) for part in np.split(segments, len(VARIANTS))]
+    return heard
+
+
+def targets_of_windows(
+    material: Material, index: int, windows: int, trust: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """[windows, K]: what labels and words say of each, in standard deviations of the words, NaN unknown.
+
+    As in `mix_targets`, words make up `trust` [K] of what both say.
+    """
+    length = int(SEGMENTS_PER_WINDOW * SEGMENT_S)
+    by_second = material.words[index].astype(np.float64)
+    starts = [min(int(number * SEGMENT_S), len(by_second) - length) for number in range(windows)]
+    words = np.stack([_mean_of_known(by_second[start : start + length]) for start in starts])
+    labels = np.broadcast_to(LABEL * (2 * material.labels[index] - 1), words.shape)
+    both = (1 - trust) * labels + trust * words
+    return np.where(np.isnan(labels), words, np.where(np.isnan(words), labels, both))
+
+
+def _mean_of_known(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    known = ~np.isnan(rows)
+    total = np.where(known, rows, 0.0).sum(0) / np.maximum(known.sum(0), 1)
+    return np.where(known.any(0), total, np.nan)
+
+
+def _place(radial: RadialBasis, x: Tensor, weights: Tensor, seed: int) -> None:
+    """Scale the embedding, put centres among its windows, and make the Gaussians as wide as it is."""
+    share = (weights / weights.sum()).float()[:, None]
+    radial.mean.copy_((share * x).sum(0))
+    radial.deviation.copy_((share * (x - radial.mean) ** 2).sum(0).sqrt() + STILL)
+    radial.width.fill_(x.shape[1] ** 0.5)
+    standard = ((x - radial.mean) / radial.deviation).numpy()
+    centres = MiniBatchKMeans(len(radial.centres), random_state=seed, n_init=1, batch_size=2048)
+    radial.centres.copy_(torch.from_numpy(centres.fit(standard[::CENTRES_OF]).cluster_centers_))
+
+
+def _ridge(features: Tensor, target: Tensor, weights: Tensor, ridge: Tensor) -> tuple[Tensor, float]:
+    """Weighted ridge regression of a target [N] on features [N, F]: a line [F], and a bias, not shrunk."""
+    known = ~target.isnan()
+    if not known.any():
+        return torch.zeros(features.shape[1], dtype=features.dtype), 0.0
+    f, t, share = features[known], target[known], (weights[known] / weights[known].sum())[:, None]
+    mean, level = (share * f).sum(0), (share[:, 0] * t).sum()
+    centred = f - mean
+    gram = centred.T @ (share * centred)
+    line = torch.linalg.solve(gram + torch.diag(ridge), centred.T @ (share[:, 0] * (t - level)))
+    return line, float(level - mean @ line)

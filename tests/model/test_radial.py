@@ -1,0 +1,141 @@
+"""Radial basis functions: what they compute, what they are fitted to, and that the fit carries over."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from model.network import NetworkConfig, RadialBasis, TaggerNetwork
+from model.training.cache import CLIP_FRAMES, CLIP_S, variants
+from model.training.corpus import Clip
+from model.training.material import Material
+from model.training.radial import LABEL, fit_radial, musical_windows, targets_of_windows
+from tests.model.test_training import beat, drone
+
+CPU = torch.device("cpu")
+UNKNOWN = np.nan
+OPINION = np.array([[2.0, 2.0], [-0.5, -0.5]], np.float32)
+"""Scale and bias of words, for two tags."""
+
+
+def material_of(labels: NDArray[np.float32], words: NDArray[np.float16], seconds: float = 12.0) -> Material:
+    """A clip a row of `labels` [N, 2], a beat where the first is 1, else a drone; `words` [N, 29, 2]."""
+    rng = np.random.default_rng(0)
+    mels = np.stack(
+        [
+            variants(str(index), (beat if row[0] == 1.0 else drone)(seconds, rng))
+            for index, row in enumerate(labels)
+        ]
+    )
+    clips = [Clip(str(i), Path(), "train", True, str(i), (None,), ("",)) for i in range(len(labels))]
+    places = np.array([(0, index) for index in range(len(labels))])
+    frames = np.full(len(labels), min(CLIP_FRAMES, 1 + int(seconds * 16_000) // 256))
+    soft = np.full((len(labels), CLIP_S, 1), UNKNOWN, np.float16)
+    return Material(clips, [mels], places, frames, labels, words, soft)
+
+
+def network_of(tags: tuple[str, ...], centres: int = 8) -> TaggerNetwork:
+    torch.manual_seed(0)
+    config = NetworkConfig(
+        timbral=((38, 7, 4),), temporal=((32, 4),), mid=4, texture=(), hidden=8, centres=centres
+    )
+    return TaggerNetwork(tags, config).eval()
+
+
+def test_they_are_gaussians_round_the_centres_and_a_line() -> None:
+    radial = RadialBasis(2, 2, 1)
+    radial.load_state_dict(
+        {
+            "mean": torch.tensor([1.0, 0.0]),
+            "deviation": torch.tensor([2.0, 1.0]),
+            "centres": torch.tensor([[0.0, 0.0], [1.0, 0.0]]),
+            "width": torch.tensor(2.0),
+            "out.weight": torch.tensor([[3.0, 5.0, 0.1, 0.2]]),
+            "out.bias": torch.tensor([0.5]),
+        }
+    )
+
+    logit = radial(torch.tensor([[3.0, 2.0]]))  # standardised (1, 2), at distances sqrt(5) and 2
+
+    expected = 3 * np.exp(-5 / 4) + 5 * np.exp(-4 / 4) + 0.1 * 1 + 0.2 * 2 + 0.5
+    assert logit.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_far_from_everything_only_the_line_is_left() -> None:
+    radial = RadialBasis(3, 4, 2)
+    torch.nn.init.normal_(radial.out.weight)
+    far = torch.full((1, 3), 1e4)
+
+    logits = radial(far)
+
+    torch.testing.assert_close(logits, far @ radial.out.weight[:, 4:].T)
+
+
+def test_until_they_are_fitted_they_add_nothing_and_they_never_learn_by_gradient() -> None:
+    network = network_of(("a", "b"))
+    embeddings = torch.randn(3, network.embedding_size)
+
+    torch.testing.assert_close(network.classify(embeddings), network.head.logits_and_features(embeddings)[0])
+    assert not any(p.requires_grad for p in network.head.radial.parameters())
+
+
+def test_the_fit_tells_clips_apart_that_it_never_met() -> None:
+    labels = np.array([[i % 2, 1 - i % 2] for i in range(12)], np.float32)
+    words = np.full((12, CLIP_S, 2), UNKNOWN, np.float16)
+    network = network_of(("beat", "drone"))
+
+    fit_radial(network, material_of(labels[:8], words[:8]), OPINION, np.ones(8), seed=0)
+
+    heard = musical_windows(network, material_of(labels, words), CPU)
+    unseen = [(index, windows) for index, windows in heard if index >= 8]
+    for index, windows in unseen:
+        beats, drones = network.head.radial(torch.from_numpy(windows)).mean(0)
+        assert (beats > drones) == bool(labels[index, 0])
+
+
+def test_what_words_say_comes_out_as_a_logit_and_a_tag_that_nobody_knows_as_none() -> None:
+    labels = np.full((6, 2), UNKNOWN, np.float32)
+    words = np.full((6, CLIP_S, 2), UNKNOWN, np.float16)
+    words[:, :, 0] = 0.75
+    network = network_of(("vocal", "anything"))
+    material = material_of(labels, words)
+
+    fit_radial(network, material, OPINION, np.ones(6), seed=0)
+
+    windows = torch.from_numpy(np.concatenate([w for _, w in musical_windows(network, material, CPU)]))
+    logits = network.head.radial(windows)
+    torch.testing.assert_close(logits[:, 0], torch.full((len(windows),), 2.0 * 0.75 - 0.5))
+    torch.testing.assert_close(logits[:, 1], torch.full((len(windows),), -0.5))
+
+
+@pytest.mark.parametrize(
+    ("label", "word", "target"),
+    [
+        (1.0, 0.5, 0.75 * LABEL + 0.25 * 0.5),
+        (0.0, 0.5, -0.75 * LABEL + 0.25 * 0.5),
+        (UNKNOWN, 0.5, 0.5),
+        (1.0, UNKNOWN, LABEL),
+        (UNKNOWN, UNKNOWN, UNKNOWN),
+    ],
+    ids=["both, yes", "both, no", "words alone", "a label alone", "neither"],
+)
+def test_labels_and_words_are_weighed_against_each_other(label: float, word: float, target: float) -> None:
+    words = np.full((1, CLIP_S, 1), word, np.float16)
+    material = material_of(np.array([[label]], np.float32), words)
+
+    targets = targets_of_windows(material, 0, 2, trust=np.array([0.25]))
+
+    np.testing.assert_allclose(targets, [[target], [target]], rtol=1e-3)
+
+
+def test_a_window_is_told_what_the_teachers_said_of_its_own_seconds() -> None:
+    words = np.arange(CLIP_S, dtype=np.float16)[None, :, None].copy()
+    words[0, 27:] = UNKNOWN
+    material = material_of(np.full((1, 1), UNKNOWN, np.float32), words, seconds=27.0)
+
+    targets = targets_of_windows(material, 0, 5, trust=np.zeros(1))
+
+    # Seconds 0-9, 5-14, 10-19 and 15-24; the last window ends with the clip: 19-26 are known.
+    assert targets[:, 0] == pytest.approx([4.5, 9.5, 14.5, 19.5, 22.5], rel=1e-3)
