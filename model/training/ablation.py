@@ -25,6 +25,7 @@ from model.training.train import TrainSettings, clip_logits, fit, prepare, usabl
 SCRATCH: Final[Mapping[str, Any]] = {
     "network": NetworkConfig(musical=False),
     "warm_start": False,
+    "centres": 0,
     "distillation": 0.0,
     "words": False,
     "augment": False,
@@ -38,6 +39,7 @@ STEPS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
     ("+ musicnn as musical branch", {"network": NetworkConfig(), "warm_start": True}),
     ("+ augmentation", {"augment": True}),
     ("+ moving average of the weights", {"average": 0.995}),
+    ("+ radial basis functions of musicnn's embedding", {"centres": 256}),
 )
 EVIDENCE: Final = ("metadata", "assumed")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, MusicalBranch, RadialBasis, TaggerNetwork
 from model.tagger import window_means
 from model.training.material import Material, cut_mel
-from model.training.words import TRUST
+from model.training.words import TRUST, opinion_scale
 from model.unfolding import unfold_filters
 
 VARIANTS: Final = (0, 1)
@@ -33,20 +33,13 @@ CENTRES_OF: Final = 2
 """Centres are sought among every so-manieth window."""
 
 
-def fit_radial(
-    network: TaggerNetwork,
-    material: Material,
-    opinion: NDArray[np.float32],
-    weights: NDArray[np.float64],
-    seed: int,
-) -> None:
+@torch.no_grad()
+def fit_radial(network: TaggerNetwork, material: Material, seed: int) -> None:
     """Fit `head.radial` to the labels and to what the teachers' words say, in place.
 
     Args:
         network: whose musical branch no longer changes.
-        material: N clips.
-        opinion: scale and bias that turn words into logits [2, K].
-        weights: of the clips, in any unit [N].
+        material: clips to learn from.
         seed: of the centres.
     """
     radial = cast("RadialBasis", network.head.radial)
@@ -55,17 +48,15 @@ def fit_radial(
     heard = musical_windows(network, material, device)
     said = [targets_of_windows(material, index, len(windows), trust) for index, windows in heard]
     x = torch.from_numpy(np.concatenate([windows for _, windows in heard]))
-    weigh = torch.from_numpy(np.repeat([weights[index] for index, _ in heard], [len(w) for _, w in heard]))
-    _place(radial.cpu(), x, weigh, seed)
-    with torch.no_grad():
-        features = radial.features(x).double()
-        ridge = torch.full((features.shape[1],), LINE_RIDGE, dtype=features.dtype)
-        ridge[: len(radial.centres)] = RIDGE
-        scales, shifts = opinion.tolist()
-        for row, target in enumerate(torch.from_numpy(np.concatenate(said)).T):
-            line, bias = _ridge(features, target, weigh, ridge)
-            radial.out.weight[row] = scales[row] * line
-            radial.out.bias[row] = scales[row] * bias + shifts[row]
+    _place(radial.cpu(), x, seed)
+    features = radial.features(x).double()
+    ridge = torch.full((features.shape[1],), LINE_RIDGE, dtype=features.dtype)
+    ridge[: len(radial.centres)] = RIDGE
+    scales, shifts = opinion_scale(network.tags).tolist()
+    for row, target in enumerate(torch.from_numpy(np.concatenate(said)).T):
+        line, bias = _ridge(features, target, ridge)
+        radial.out.weight[row] = scales[row] * line
+        radial.out.bias[row] = scales[row] * bias + shifts[row]
     radial.to(device)
 
 
@@ -108,25 +99,24 @@ def _mean_of_known(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(known.any(0), total, np.nan)
 
 
-def _place(radial: RadialBasis, x: Tensor, weights: Tensor, seed: int) -> None:
+def _place(radial: RadialBasis, x: Tensor, seed: int) -> None:
     """Scale the embedding, put centres among its windows, and make the Gaussians as wide as it is."""
-    share = (weights / weights.sum()).float()[:, None]
-    radial.mean.copy_((share * x).sum(0))
-    radial.deviation.copy_((share * (x - radial.mean) ** 2).sum(0).sqrt() + STILL)
+    radial.mean.copy_(x.mean(0))
+    radial.deviation.copy_(x.std(0) + STILL)
     radial.width.fill_(x.shape[1] ** 0.5)
     standard = ((x - radial.mean) / radial.deviation).numpy()
     centres = MiniBatchKMeans(len(radial.centres), random_state=seed, n_init=1, batch_size=2048)
     radial.centres.copy_(torch.from_numpy(centres.fit(standard[::CENTRES_OF]).cluster_centers_))
 
 
-def _ridge(features: Tensor, target: Tensor, weights: Tensor, ridge: Tensor) -> tuple[Tensor, float]:
-    """Weighted ridge regression of a target [N] on features [N, F]: a line [F], and a bias, not shrunk."""
+def _ridge(features: Tensor, target: Tensor, ridge: Tensor) -> tuple[Tensor, float]:
+    """Ridge regression of a target [N] on features [N, F]: a line [F], and a bias, not shrunk."""
     known = ~target.isnan()
     if not known.any():
-        return torch.zeros(features.shape[1], dtype=features.dtype), 0.0
-    f, t, share = features[known], target[known], (weights[known] / weights[known].sum())[:, None]
-    mean, level = (share * f).sum(0), (share[:, 0] * t).sum()
+        return torch.zeros_like(ridge), 0.0
+    f, t = features[known], target[known]
+    mean, level = f.mean(0), t.mean()
     centred = f - mean
-    gram = centred.T @ (share * centred)
-    line = torch.linalg.solve(gram + torch.diag(ridge), centred.T @ (share[:, 0] * (t - level)))
+    gram = centred.T @ centred / len(f)
+    line = torch.linalg.solve(gram + torch.diag(ridge), centred.T @ (t - level) / len(f))
     return line, float(level - mean @ line)

@@ -26,7 +26,7 @@ from model.tagger import choose_device, pool_logits, score, window_means
 from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
 from model.training.augmentation import blend, mask_bands_and_frames
-from model.training.calibration import calibrate, platt, read_calibration
+from model.training.calibration import calibrate, read_calibration
 from model.training.corpus import SOURCES, read_manifest
 from model.training.curves import plot_curves
 from model.training.losses import masked_bce, masked_mse, mix_targets
@@ -39,15 +39,13 @@ from model.training.material import (
 )
 from model.training.radial import fit_radial
 from model.training.teachers import FEATURES, load_teach
-from model.training.words import TRUST
+from model.training.words import TRUST, opinion_scale
 from model.unfolding import unfold_filters
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
 
 
-CENTRES: Final = 256
-"""Of the head's radial basis functions, where the musical branch is musicnn's; more were no better."""
 LUCK: Final = 0.01
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
@@ -75,9 +73,11 @@ class TrainSettings:
     teachers: Path | None = None
     """Folder of the public taggers: they then score every second of every clip, which takes a while, once."""
     musicnn: Path | None = None
-    """Folder of the unpacked musicnn wheel: a teacher, and where the musical branch starts from."""
+    """Folder of the unpacked musicnn wheel: a teacher, and what the musical branch is made of."""
     warm_start: bool = True
-    """Whether the musical branch starts from musicnn, its filters frozen, or from scratch."""
+    """Whether the musical branch is musicnn's, frozen, or learns from scratch."""
+    centres: int = 256
+    """Of the head's radial basis functions, where the musical branch is musicnn's (more are no better); 0: none."""
     init: Path | None = None
     """Folder of a bundle to go on from, its filters frozen; of other tags, its last layer is left out."""
     keep: float = 0.0
@@ -119,16 +119,18 @@ class Student:
     Args:
         network: whose parameters without gradient stay as they are, norms included.
         soft: how many soft targets there are.
-        opinion: scale and bias by tag [2, K] that turn what the teachers' words say into a probability.
         settings: weights of the losses.
+        device: where the network is.
     """
 
-    def __init__(self, network: TaggerNetwork, soft: int, opinion: Tensor, settings: TrainSettings) -> None:
+    def __init__(
+        self, network: TaggerNetwork, soft: int, settings: TrainSettings, device: torch.device
+    ) -> None:
         self.network = network
-        self.distiller = nn.Linear(network.config.hidden, soft).to(opinion.device)
-        self.opinion = opinion
+        self.distiller = nn.Linear(network.config.hidden, soft).to(device)
+        self.opinion = torch.from_numpy(opinion_scale(settings.tags)).to(device)
         self.settings = settings
-        self.trust = torch.tensor([TRUST.get(tag, 0.0) for tag in settings.tags], device=opinion.device)
+        self.trust = torch.tensor([TRUST.get(tag, 0.0) for tag in settings.tags], device=device)
         self.branches = [with_fast_filters(part) for part in network.branches]
 
     def losses(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -225,13 +227,12 @@ def fit(
     settings.out.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     network = new_network(settings).to(device)
-    opinion = opinion_scale(learn)
-    student = Student(network, learn.soft.shape[2], torch.from_numpy(opinion).to(device), settings)
+    student = Student(network, learn.soft.shape[2], settings, device)
     initial = {name: value.clone() for name, value in network.state_dict().items()}
     best = descend(student, learn, held_out, settings, device, progress)
     network.load_state_dict(interpolate(best, initial, settings.keep))
-    if settings.knows_musicnn:
-        fit_radial(network, learn, opinion, balance(learn), settings.seed)
+    if settings.knows_musicnn and settings.centres:
+        fit_radial(network, learn, settings.seed)
     return network.eval()
 
 
@@ -244,20 +245,6 @@ def interpolate(state: dict[str, Tensor], initial: dict[str, Tensor], keep: floa
         name: torch.lerp(value, initial[name], keep) if value.is_floating_point() else value
         for name, value in state.items()
     }
-
-
-def opinion_scale(learn: Material) -> NDArray[np.float32]:
-    """[2, K]: scale and bias that make a probability of what the teachers' words say, by Platt's method.
-
-    One number a tag is scaled, so that there is nothing about a source to be learned.
-    """
-    scales = np.zeros((2, learn.labels.shape[1]), np.float32)
-    for column, labels in enumerate(learn.labels.T):
-        words = learn.words[:, :, column].astype(np.float64).mean(1)
-        known = ~np.isnan(labels) & ~np.isnan(words)
-        if {0.0, 1.0} <= set(labels[known].round().tolist()):
-            scales[:, column] = platt(words[known], labels[known])
-    return scales
 
 
 def prepare(settings: TrainSettings) -> Material:
@@ -297,13 +284,13 @@ def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
-    """A network with random weights, or a bundle's; given musicnn, its musical branch starts from that."""
+    """A network with random weights, or a bundle's; given musicnn, its musical branch is that."""
     if settings.init is not None:
         return _network_of(settings.init, settings.tags)
     if not (settings.knows_musicnn and settings.teachers and settings.musicnn):
         return TaggerNetwork(settings.tags, settings.network)
     weights = warm_start.read_musicnn(settings.musicnn, load_teach(settings.teachers).read_checkpoint)
-    config = replace(settings.network, features=FEATURES, centres=CENTRES)
+    config = replace(settings.network, features=FEATURES, centres=settings.centres)
     network = TaggerNetwork(settings.tags, warm_start.config_of(weights, config))
     branch = cast("MusicalBranch", network.branches[0])
     warm_start.load_musical_branch(branch, network.mel_norm, weights)

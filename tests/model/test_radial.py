@@ -12,12 +12,11 @@ from model.training.cache import CLIP_FRAMES, CLIP_S, variants
 from model.training.corpus import Clip
 from model.training.material import Material
 from model.training.radial import LABEL, fit_radial, musical_windows, targets_of_windows
+from model.training.words import OPINION
 from tests.model.test_training import beat, drone
 
 CPU = torch.device("cpu")
 UNKNOWN = np.nan
-OPINION = np.array([[2.0, 2.0], [-0.5, -0.5]], np.float32)
-"""Scale and bias of words, for two tags."""
 
 
 def material_of(labels: NDArray[np.float32], words: NDArray[np.float16], seconds: float = 12.0) -> Material:
@@ -42,6 +41,11 @@ def network_of(tags: tuple[str, ...], centres: int = 8) -> TaggerNetwork:
         timbral=((38, 7, 4),), temporal=((32, 4),), mid=4, texture=(), hidden=8, centres=centres
     )
     return TaggerNetwork(tags, config).eval()
+
+
+def radial_of(network: TaggerNetwork) -> RadialBasis:
+    assert network.head.radial is not None
+    return network.head.radial
 
 
 def test_they_are_gaussians_round_the_centres_and_a_line() -> None:
@@ -78,7 +82,7 @@ def test_until_they_are_fitted_they_add_nothing_and_they_never_learn_by_gradient
     embeddings = torch.randn(3, network.embedding_size)
 
     torch.testing.assert_close(network.classify(embeddings), network.head.logits_and_features(embeddings)[0])
-    assert not any(p.requires_grad for p in network.head.radial.parameters())
+    assert not any(p.requires_grad for p in radial_of(network).parameters())
 
 
 def test_the_fit_tells_clips_apart_that_it_never_met() -> None:
@@ -86,12 +90,12 @@ def test_the_fit_tells_clips_apart_that_it_never_met() -> None:
     words = np.full((12, CLIP_S, 2), UNKNOWN, np.float16)
     network = network_of(("beat", "drone"))
 
-    fit_radial(network, material_of(labels[:8], words[:8]), OPINION, np.ones(8), seed=0)
+    fit_radial(network, material_of(labels[:8], words[:8]), seed=0)
 
     heard = musical_windows(network, material_of(labels, words), CPU)
     unseen = [(index, windows) for index, windows in heard if index >= 8]
     for index, windows in unseen:
-        beats, drones = network.head.radial(torch.from_numpy(windows)).mean(0)
+        beats, drones = radial_of(network)(torch.from_numpy(windows)).mean(0)
         assert (beats > drones) == bool(labels[index, 0])
 
 
@@ -102,12 +106,13 @@ def test_what_words_say_comes_out_as_a_logit_and_a_tag_that_nobody_knows_as_none
     network = network_of(("vocal", "anything"))
     material = material_of(labels, words)
 
-    fit_radial(network, material, OPINION, np.ones(6), seed=0)
+    fit_radial(network, material, seed=0)
 
     windows = torch.from_numpy(np.concatenate([w for _, w in musical_windows(network, material, CPU)]))
-    logits = network.head.radial(windows)
-    torch.testing.assert_close(logits[:, 0], torch.full((len(windows),), 2.0 * 0.75 - 0.5))
-    torch.testing.assert_close(logits[:, 1], torch.full((len(windows),), -0.5))
+    logits = radial_of(network)(windows)
+    scale, bias = OPINION["vocal"]
+    torch.testing.assert_close(logits[:, 0], torch.full((len(windows),), scale * 0.75 + bias))
+    torch.testing.assert_close(logits[:, 1], torch.zeros(len(windows)))
 
 
 @pytest.mark.parametrize(

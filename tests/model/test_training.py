@@ -30,8 +30,8 @@ from model.training.calibration import best_f1_threshold, calibrate, platt, read
 from model.training.corpus import Clip
 from model.training.cross_validation import cross_validate, deal
 from model.training.gather import write_flac
-from model.training.material import Material, Sampler, Window, labels_of_mix
-from model.training.train import TrainingError, TrainSettings, balance, cut_mel, train, with_fast_filters
+from model.training.material import Material, Sampler, Window, cut_mel, labels_of_mix
+from model.training.train import TrainingError, TrainSettings, balance, train, with_fast_filters
 from model.training.words import WORDS, opinions
 
 RATE = 16_000
