@@ -357,7 +357,7 @@ def train(
     musicnn: Annotated[Path | None, typer.Option(help="Folder of the unpacked musicnn wheel.")] = None,
     warm_start: Annotated[
         bool | None,
-        typer.Option("--warm-start/--no-warm-start", help="Take musicnn's filters, or learn from scratch."),
+        typer.Option("--warm-start/--no-warm-start", help="Start from musicnn's filters, or from scratch."),
     ] = None,
     init: Annotated[
         str | None,

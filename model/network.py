@@ -3,8 +3,8 @@
 Two views of one log-mel spectrogram, joined before the head:
 
 * `MusicalBranch` has musicnn's filters (Pons & Serra 2019): tall ones for timbre, long ones for rhythm, then
-  three convolutions over time and its penultimate layer. Only what is alive in the published network is kept,
-  which makes it about nine times as cheap; with its weights it knows a million commercial songs.
+  three convolutions over time. Only the filters that are alive in the published network are kept, which makes
+  it about nine times as cheap; it starts from their weights and so knows a million commercial songs.
 * `TextureBranch` is a small inverted-residual network (Sandler et al. 2018), trained from scratch, for what a
   voice and a production sound like.
 

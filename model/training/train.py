@@ -38,7 +38,7 @@ from model.training.material import (
     load_material,
 )
 from model.training.radial import fit_radial
-from model.training.teachers import FEATURES, load_teach
+from model.training.teachers import load_teach
 from model.training.words import TRUST, opinion_scale
 from model.unfolding import unfold_filters
 
@@ -46,6 +46,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
 
 
+WARM_RATE: Final = 0.15
+"""Share of the learning rate for convolutions that start from musicnn."""
 LUCK: Final = 0.01
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
@@ -73,11 +75,11 @@ class TrainSettings:
     teachers: Path | None = None
     """Folder of the public taggers: they then score every second of every clip, which takes a while, once."""
     musicnn: Path | None = None
-    """Folder of the unpacked musicnn wheel: a teacher, and what the musical branch is made of."""
+    """Folder of the unpacked musicnn wheel: a teacher, and where the musical branch starts from."""
     warm_start: bool = True
-    """Whether the musical branch is musicnn's, frozen, or learns from scratch."""
+    """Whether the musical branch starts from musicnn, its filters frozen, or from scratch."""
     centres: int = 256
-    """Of the head's radial basis functions, where the musical branch is musicnn's (more are no better); 0: none."""
+    """Of the head's radial basis functions, where the musical branch starts from musicnn; 0 = none."""
     init: Path | None = None
     """Folder of a bundle to go on from, its filters frozen; of other tags, its last layer is left out."""
     keep: float = 0.0
@@ -108,7 +110,7 @@ class TrainSettings:
 
     @property
     def knows_musicnn(self) -> bool:
-        """Whether the musical branch is musicnn's."""
+        """Whether the musical branch starts from musicnn."""
         given = self.teachers is not None and self.musicnn is not None
         return given and self.warm_start and self.network.musical and self.init is None
 
@@ -165,14 +167,26 @@ class Student:
                 module.eval()
 
     def parameters(self) -> list[dict[str, Any]]:
-        """Groups for the optimiser: biases and norms do not decay."""
-        groups: dict[bool, list[Tensor]] = {True: [], False: []}
+        """Groups for the optimiser: biases and norms do not decay, and what starts warm learns slowly."""
+        warm = set()
+        if self.settings.knows_musicnn:
+            warm = {
+                id(p)
+                for part in self.network.branches
+                if isinstance(part, MusicalBranch)
+                for p in part.parameters()
+            }
+        groups: dict[tuple[bool, bool], list[Tensor]] = {}
         for parameter in (*self.network.parameters(), *self.distiller.parameters()):
             if parameter.requires_grad:
-                groups[parameter.ndim > 1].append(parameter)
+                groups.setdefault((id(parameter) in warm, parameter.ndim > 1), []).append(parameter)
         return [
-            {"params": parameters, "weight_decay": self.settings.weight_decay if matrix else 0.0}
-            for matrix, parameters in groups.items()
+            {
+                "params": parameters,
+                "lr": self.settings.learning_rate * (WARM_RATE if is_warm else 1.0),
+                "weight_decay": self.settings.weight_decay if matrix else 0.0,
+            }
+            for (is_warm, matrix), parameters in groups.items()
         ]
 
 
@@ -284,17 +298,17 @@ def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
-    """A network with random weights, or a bundle's; given musicnn, its musical branch is that."""
+    """A network with random weights, or a bundle's; given musicnn, its musical branch starts from that."""
     if settings.init is not None:
         return _network_of(settings.init, settings.tags)
     if not (settings.knows_musicnn and settings.teachers and settings.musicnn):
         return TaggerNetwork(settings.tags, settings.network)
     weights = warm_start.read_musicnn(settings.musicnn, load_teach(settings.teachers).read_checkpoint)
-    config = replace(settings.network, features=FEATURES, centres=settings.centres)
+    config = replace(settings.network, centres=settings.centres)
     network = TaggerNetwork(settings.tags, warm_start.config_of(weights, config))
     branch = cast("MusicalBranch", network.branches[0])
     warm_start.load_musical_branch(branch, network.mel_norm, weights)
-    return _with_frozen_filters(network)
+    return _with_frozen_filters(network, is_fitted=False)
 
 
 def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
@@ -305,13 +319,14 @@ def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
         name: value for name, value in trained.state_dict().items() if not (last and name.startswith(last))
     }
     network.load_state_dict(state, strict=False)
-    return _with_frozen_filters(network)
+    return _with_frozen_filters(network, is_fitted=network.head.radial is not None)
 
 
-def _with_frozen_filters(network: TaggerNetwork) -> TaggerNetwork:
+def _with_frozen_filters(network: TaggerNetwork, *, is_fitted: bool) -> TaggerNetwork:
     for branch in network.branches:
         if isinstance(branch, MusicalBranch):
-            for frozen in (network.mel_norm, branch):
+            # Radial basis functions that are fitted rest on an embedding that stays as it is.
+            for frozen in (network.mel_norm, branch if is_fitted else branch.filters):
                 frozen.requires_grad_(requires_grad=False)
     return network
 
@@ -344,7 +359,7 @@ def descend(
     network = student.network
     vocal = settings.tags.index("vocal") if "vocal" in settings.tags else None
     sampler = Sampler(learn, balance(learn), settings.batch, settings.seed, vocal, augment=settings.augment)
-    optimiser = torch.optim.AdamW(student.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
+    optimiser = torch.optim.AdamW(student.parameters(), betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _rate(step, settings.steps))
     average = torch.optim.swa_utils.AveragedModel(
         network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(_decay(settings)), use_buffers=True

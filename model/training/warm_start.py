@@ -1,4 +1,4 @@
-"""Make musicnn the musical branch, exactly, at a ninth of its cost.
+"""Start the musical branch from musicnn, exactly, at a ninth of its cost.
 
 musicnn is by Pons & Serra (2019), on PyPI under the ISC licence. Of the 561 front-end filters of the network
 that was trained on the Million Song Dataset only 64 are alive: weight decay took the others to zero, and what
