@@ -105,7 +105,12 @@ def _place(radial: RadialBasis, x: Tensor, seed: int) -> None:
     radial.deviation.copy_(x.std(0) + STILL)
     radial.width.fill_(x.shape[1] ** 0.5)
     standard = ((x - radial.mean) / radial.deviation).numpy()
-    centres = MiniBatchKMeans(len(radial.centres), random_state=seed, n_init=1, batch_size=2048)
+    number = len(radial.centres)
+    if len(standard) < CENTRES_OF * number:
+        chosen = np.random.default_rng(seed).integers(len(standard), size=number)
+        radial.centres.copy_(torch.from_numpy(standard[chosen]))
+        return
+    centres = MiniBatchKMeans(number, random_state=seed, n_init=1, batch_size=2048)
     radial.centres.copy_(torch.from_numpy(centres.fit(standard[::CENTRES_OF]).cluster_centers_))
 
 

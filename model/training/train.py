@@ -81,7 +81,7 @@ class TrainSettings:
     centres: int = 256
     """Of the head's radial basis functions, where the musical branch starts from musicnn; 0 = none."""
     init: Path | None = None
-    """Folder of a bundle to go on from, its filters frozen; of other tags, its last layer is left out."""
+    """Folder of a bundle to go on from, its filters frozen; of other tags, its last layers are left out."""
     keep: float = 0.0
     """Share of `init` in the result, by averaging the weights: less of what it knew is forgotten."""
     cache: Path | None = None
@@ -313,8 +313,9 @@ def new_network(settings: TrainSettings) -> TaggerNetwork:
 
 def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
     bundle, trained = load_bundle(folder)
-    network = TaggerNetwork(tags, bundle.network)
-    last = ("head.out.", "head.straight.", "head.radial.out.") if tags != bundle.tags else ()
+    same = tags == bundle.tags
+    network = TaggerNetwork(tags, bundle.network if same else replace(bundle.network, centres=0))
+    last = () if same else ("head.out.", "head.straight.", "head.radial.")
     state = {
         name: value for name, value in trained.state_dict().items() if not (last and name.startswith(last))
     }

@@ -85,10 +85,11 @@ def test_until_they_are_fitted_they_add_nothing_and_they_never_learn_by_gradient
     assert not any(p.requires_grad for p in radial_of(network).parameters())
 
 
-def test_the_fit_tells_clips_apart_that_it_never_met() -> None:
+@pytest.mark.parametrize("centres", [8, 64], ids=["found among many windows", "drawn from few"])
+def test_the_fit_tells_clips_apart_that_it_never_met(centres: int) -> None:
     labels = np.array([[i % 2, 1 - i % 2] for i in range(12)], np.float32)
     words = np.full((12, CLIP_S, 2), UNKNOWN, np.float16)
-    network = network_of(("beat", "drone"))
+    network = network_of(("beat", "drone"), centres)
 
     fit_radial(network, material_of(labels[:8], words[:8]), seed=0)
 

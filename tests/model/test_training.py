@@ -1,6 +1,7 @@
 """Training: drawing, mixing and distorting windows, calibration, the whole way from manifest to bundle."""
 
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from model.bundle import load_bundle
+from model.bundle import load_bundle, save_bundle
 from model.frontend import LogMel
-from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig
+from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
 from model.segments import cut_segments
 from model.tagger import Tagger
 from model.training.augmentation import (
@@ -133,6 +134,27 @@ def test_training_goes_on_from_a_bundle_of_other_tags_whose_filters_stay_as_they
     torch.testing.assert_close(kept.head.hidden.weight, before.head.hidden.weight)
     drift = (before.head.hidden.weight - after.head.hidden.weight).abs().max()
     assert drift < 0.1  # it went on from there, and did not start anew
+
+
+@pytest.mark.parametrize("tags", [("beat", "drone"), ("beat",)], ids=["the same tags", "other tags"])
+def test_radial_basis_functions_stay_with_the_embedding_that_they_were_fitted_to(
+    manifest: Path, tmp_path: Path, tags: tuple[str, ...]
+) -> None:
+    before = TaggerNetwork(("beat", "drone"), replace(SMALL, centres=4)).eval()
+    torch.nn.init.normal_(before.head.get_parameter("radial.out.weight"))
+    fitted, _ = load_bundle(train(settings_for(manifest, tmp_path / "first", steps=2)))
+    save_bundle(tmp_path / "fitted", replace(fitted, network=before.config), before)
+
+    settings = settings_for(manifest, tmp_path / "second", tags=tags, init=tmp_path / "fitted", steps=2)
+    after = load_bundle(train(settings))[1]
+
+    if tags != ("beat", "drone"):
+        assert after.head.radial is None
+        return
+    rests_on = ("mel_norm.", "branches.0.", "head.radial.")
+    for name, value in before.state_dict().items():
+        if name.startswith(rests_on):
+            torch.testing.assert_close(after.state_dict()[name], value, msg=name)
 
 
 def test_a_run_that_was_stopped_resumes_to_the_same_weights(manifest: Path, tmp_path: Path) -> None:
