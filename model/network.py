@@ -287,8 +287,8 @@ class TaggerNetwork(nn.Module):
             branches.append(TextureBranch(self.config))
         self.branches = nn.ModuleList(branches)
         self.embedding_size = sum(branch.embedding_size for branch in branches)
-        self.musical_size = branches[0].embedding_size if self.config.musical else 0
-        self.head = Head(self.config, self.embedding_size, self.musical_size, len(self.tags))
+        musical = branches[0].embedding_size if self.config.musical else 0
+        self.head = Head(self.config, self.embedding_size, musical, len(self.tags))
 
     def embed(self, segments: Tensor) -> Tensor:
         """Segments of audio [B, 80000] in [-1, 1] at 16 kHz -> embeddings [B, E], row by row."""

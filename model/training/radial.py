@@ -12,10 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.linear_model import Ridge
 from torch import Tensor
 
 from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, MusicalBranch, RadialBasis, TaggerNetwork
 from model.tagger import window_means
+from model.training.losses import mix_targets
 from model.training.material import Material, cut_mel
 from model.training.words import TRUST, opinion_scale
 from model.unfolding import unfold_filters
@@ -23,9 +25,9 @@ from model.unfolding import unfold_filters
 VARIANTS: Final = (0, 1)
 """Each clip is heard as it is and once distorted (see `cache`)."""
 RIDGE: Final = 1e-4
-"""Of the Gaussians, beside the mean of the squared deviations."""
-LINE_RIDGE: Final = 0.04
-"""Of the straight line, which is to leave the most to the Gaussians."""
+"""A clip's share of the penalty, as `sklearn.linear_model.Ridge` counts it."""
+LINE: Final = 0.05
+"""The straight line is fitted to an input so much smaller, so that it leaves the most to the Gaussians."""
 LABEL: Final = 1.5
 """A label counts as words that are so many standard deviations from their mean."""
 STILL: Final = 1e-3
@@ -50,14 +52,17 @@ def fit_radial(network: TaggerNetwork, material: Material, seed: int) -> None:
     said = [targets_of_windows(material, index, len(windows), trust) for index, windows in heard]
     x = torch.from_numpy(np.concatenate([windows for _, windows in heard]))
     _place(radial.cpu(), x, seed)
-    features = radial.features(x).double()
-    ridge = torch.full((features.shape[1],), LINE_RIDGE, dtype=features.dtype)
-    ridge[: len(radial.centres)] = RIDGE
+    features = radial.features(x).double().numpy()
+    features[:, len(radial.centres) :] *= LINE
     scales, shifts = opinion_scale(network.tags).tolist()
-    for row, target in enumerate(torch.from_numpy(np.concatenate(said)).T):
-        line, bias = _ridge(features, target, ridge)
-        radial.out.weight[row] = scales[row] * line
-        radial.out.bias[row] = scales[row] * bias + shifts[row]
+    for row, target in enumerate(np.concatenate(said).T):
+        known = ~np.isnan(target)
+        if not known.any():
+            continue
+        fitted = Ridge(RIDGE * known.sum()).fit(features[known], target[known])
+        radial.out.weight[row] = torch.from_numpy(scales[row] * fitted.coef_)
+        radial.out.bias[row] = scales[row] * fitted.intercept_ + shifts[row]
+    radial.out.weight[:, len(radial.centres) :] *= LINE
     radial.to(device)
 
 
@@ -83,15 +88,15 @@ def targets_of_windows(
 ) -> NDArray[np.float64]:
     """[windows, K]: what labels and words say of each, in standard deviations of the words, NaN unknown.
 
-    As in `mix_targets`, words make up `trust` [K] of what both say.
+    Words make up `trust` [K] of what both say.
     """
     length = int(SEGMENTS_PER_WINDOW * SEGMENT_S)
     by_second = material.words[index].astype(np.float64)
     starts = [min(int(number * SEGMENT_S), len(by_second) - length) for number in range(windows)]
     words = np.stack([_mean_of_known(by_second[start : start + length]) for start in starts])
-    labels = np.broadcast_to(LABEL * (2 * material.labels[index] - 1), words.shape)
-    both = (1 - trust) * labels + trust * words
-    return np.where(np.isnan(labels), words, np.where(np.isnan(words), labels, both))
+    labels = np.tile(LABEL * (2 * material.labels[index].astype(np.float64) - 1), (windows, 1))
+    mixed: NDArray[np.float64] = mix_targets(*map(torch.from_numpy, (labels, words, trust))).numpy()
+    return mixed
 
 
 def _mean_of_known(rows: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -113,16 +118,3 @@ def _place(radial: RadialBasis, x: Tensor, seed: int) -> None:
         return
     centres = MiniBatchKMeans(number, random_state=seed, n_init=1, batch_size=2048)
     radial.centres.copy_(torch.from_numpy(centres.fit(standard[::CENTRES_OF]).cluster_centers_))
-
-
-def _ridge(features: Tensor, target: Tensor, ridge: Tensor) -> tuple[Tensor, float]:
-    """Ridge regression of a target [N] on features [N, F]: a line [F], and a bias, not shrunk."""
-    known = ~target.isnan()
-    if not known.any():
-        return torch.zeros_like(ridge), 0.0
-    f, t = features[known], target[known]
-    mean, level = f.mean(0), t.mean()
-    centred = f - mean
-    gram = centred.T @ centred / len(f)
-    line = torch.linalg.solve(gram + torch.diag(ridge), centred.T @ (t - level) / len(f))
-    return line, float(level - mean @ line)
