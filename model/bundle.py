@@ -31,7 +31,8 @@ class Calibration:
     """From window logits of one tag to the score of the clip.
 
     `pooling` is the sharpness a of log-mean-exp, ln(mean(exp(a z))) / a, over the windows' logits z: 0 is
-    their mean, large is their maximum. The score is sigmoid(scale * pooled + bias) (Platt 1999).
+    their mean, far above it is their maximum, and far below it their minimum. The score is
+    sigmoid(scale * pooled + bias) (Platt 1999).
     """
 
     pooling: float = 0.0

@@ -14,10 +14,10 @@ from model.bundle import Calibration
 from model.evaluation.metrics import roc_auc
 from model.tagger import pool_logits, score
 
-SHARPNESS: Final = (0.0, 0.5, 1.0, 2.0, 8.0)
-"""Poolings to choose from: from the mean of the windows' logits to almost their maximum."""
+SHARPNESS: Final = (0.0, -1.0, -0.5, 0.5, 1.0, 2.0, 8.0)
+"""Poolings to choose from: the mean of the windows' logits, towards their minimum, almost their maximum."""
 WORTH: Final = 0.003
-"""A sharper pooling than the mean must earn this much ROC-AUC: less is luck on a few hundred clips."""
+"""Another pooling than the mean must earn this much ROC-AUC: less is luck on a few hundred clips."""
 
 FLAT: Final = 0.02
 """Thresholds whose F1 is within this of the best count as equally good."""

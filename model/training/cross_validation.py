@@ -3,6 +3,9 @@
 The clips of the first manifest are dealt to folds by source. For each fold a network is trained on all that
 shares no source with it, for a fixed number of steps: nothing of the fold chooses anything. What the networks
 say of their folds tells how good the tagger is on sources it never met, and calibrates it.
+
+One calibration is fitted to all folds. One a fold, fitted to the others, would share nothing with its clips,
+but shift the folds' scores against each other: that cost dance 0.03 of ROC-AUC.
 """
 
 import csv
@@ -15,7 +18,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from model.bundle import Calibration
 from model.tagger import choose_device, pool_logits, score
 from model.training.calibration import calibrate
 from model.training.corpus import SOURCES, Clip, read_manifest
@@ -32,8 +34,7 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
     A fold that is there is kept, and one that was stopped goes on where it was.
 
     Returns:
-        The path of `predictions.csv`: `id`, `fold`, and a calibrated score a tag, its calibration fitted on
-        the other folds.
+        The path of `predictions.csv`: `id`, `fold`, and a calibrated score a tag.
     """
     shared = settings.cache or settings.out / "cache"
     material = prepare(replace(settings, cache=shared))
@@ -79,14 +80,14 @@ def _write(settings: TrainSettings, material: Material, said: Sequence[Logits]) 
     rows: dict[str, dict[str, str]] = {
         clip: {"id": clip, "fold": str(fold)} for fold, logits in enumerate(said) for clip in logits
     }
+    heard = {clip: z for logits in said for clip, z in logits.items()}
     fitted = {}
     for column, tag in enumerate(settings.tags):
-        for logits in said:
-            calibration, _ = _calibrate([other for other in said if other is not logits], labels, column)
-            for clip, z in logits.items():
-                pooled = np.array(pool_logits(z[:, column], calibration.pooling))
-                rows[clip][tag] = f"{float(score(pooled, calibration)):.6f}"
-        calibration, threshold = _calibrate(said, labels, column)
+        windows = [z[:, column] for z in heard.values()]
+        calibration, threshold = calibrate(windows, np.array([labels[clip][column] for clip in heard]))
+        for clip, z in zip(heard, windows, strict=True):
+            pooled = np.array(pool_logits(z, calibration.pooling))
+            rows[clip][tag] = f"{float(score(pooled, calibration)):.6f}"
         fitted[tag] = asdict(calibration) | {"threshold": threshold}
     (settings.out / "calibration.json").write_text(json.dumps(fitted, indent=2) + "\n", encoding="utf-8")
     path = settings.out / "predictions.csv"
@@ -95,10 +96,3 @@ def _write(settings: TrainSettings, material: Material, said: Sequence[Logits]) 
         writer.writeheader()
         writer.writerows(rows.values())
     return path
-
-
-def _calibrate(
-    said: Sequence[Logits], labels: dict[str, NDArray[np.float32]], column: int
-) -> tuple[Calibration, float]:
-    clips = [(z[:, column], labels[clip][column]) for logits in said for clip, z in logits.items()]
-    return calibrate([z for z, _ in clips], np.array([label for _, label in clips], np.float32))

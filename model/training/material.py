@@ -23,8 +23,10 @@ HEARD: Final = 0.02
 """An AudioSet class is a target if it reaches this score anywhere in the material."""
 SHORT: Final = 0.15
 """Share of windows that are a part of 1 to 5 s, as short uploads are."""
-MIXED: Final = 0.2
+MIXED: Final = 0.3
 """Share of windows under which another is laid."""
+CHOPPED: Final = 0.6
+"""Share of those other windows of which only bursts are heard."""
 DISTORTED: Final = 0.6
 """Share of windows that may be of a distorted variant."""
 SOFT_FROM_DB: Final = 12.0
@@ -230,6 +232,17 @@ def labels_of_mix(
     return labels, np.full_like(window.words, np.nan), np.full_like(window.soft, np.nan)
 
 
+def bursts(rng: Generator) -> NDArray[np.float16]:
+    """[2, 1, 313]: 1 in bursts at a steady pace, else 0, as a voice that is chopped into hooks is heard.
+
+    What is no voice is laid under others in the same way, so that being chopped tells nothing.
+    """
+    period_s, share = rng.uniform(0.3, 3.0), rng.uniform(0.2, 0.8)
+    time_s = np.arange(SEGMENTS_PER_WINDOW * SEGMENT_FRAMES) * HOP / SAMPLE_RATE_HZ
+    sounds = (time_s / period_s + rng.uniform()) % 1.0 < share
+    return sounds.astype(np.float16).reshape(SEGMENTS_PER_WINDOW, 1, SEGMENT_FRAMES)
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """B windows and how they are to be distorted.
@@ -300,4 +313,5 @@ class Sampler:
         under = draw(self.material, int(other), int(variants[1]), rng)
         below_db = rng.uniform(0.0, 20.0)
         known = labels_of_mix(window, under, below_db, self.vocal)
-        return window.mel, under.mel, np.float64(below_db), curve, *known
+        heard = under.mel * bursts(rng) if rng.random() < CHOPPED else under.mel
+        return window.mel, heard, np.float64(below_db), curve, *known

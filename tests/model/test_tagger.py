@@ -83,15 +83,17 @@ def test_a_window_is_the_mean_of_two_segments() -> None:
     np.testing.assert_array_equal(window_means(embeddings[:1]), embeddings[:1])
 
 
-def test_pooling_goes_from_the_mean_to_the_maximum() -> None:
+def test_pooling_goes_from_the_minimum_over_the_mean_to_the_maximum() -> None:
     logits = np.array([-2.0, 0.0, 5.0])
 
-    pooled = [pool_logits(logits, sharpness) for sharpness in (0.0, 0.01, 1.0, 100.0)]
+    pooled = [pool_logits(logits, sharpness) for sharpness in (-1000.0, -1.0, -0.01, 0.0, 0.01, 1.0, 1000.0)]
 
-    assert pooled[0] == pytest.approx(1.0)
     assert pooled == sorted(pooled)
-    assert pooled[2] == pytest.approx(np.log(np.exp(logits).mean()))
-    assert pooled[3] == pytest.approx(5.0, abs=0.02)
+    assert pooled[0] == pytest.approx(-2.0, abs=0.01)
+    assert pooled[1] == pytest.approx(-np.log(np.exp(-logits).mean()))
+    assert pooled[3] == pytest.approx(1.0)
+    assert pooled[5] == pytest.approx(np.log(np.exp(logits).mean()))
+    assert pooled[6] == pytest.approx(5.0, abs=0.01)
 
 
 def test_calibration_is_a_line_before_the_sigmoid() -> None:

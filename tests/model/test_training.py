@@ -31,7 +31,7 @@ from model.training.calibration import best_f1_threshold, calibrate, platt, read
 from model.training.corpus import Clip
 from model.training.cross_validation import cross_validate, deal
 from model.training.gather import write_flac
-from model.training.material import Material, Sampler, Window, cut_mel, labels_of_mix
+from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
 from model.training.train import TrainingError, TrainSettings, balance, train, with_fast_filters
 from model.training.words import WORDS, opinions
 
@@ -370,6 +370,18 @@ def test_no_voice_in_either_is_no_voice_and_an_unknown_one_stays_unknown() -> No
     assert np.isnan(unknown[0])
 
 
+def test_bursts_come_at_a_steady_pace_with_silence_between_them() -> None:
+    heard = [bursts(np.random.default_rng(seed)).reshape(-1) for seed in range(50)]
+
+    assert {row.shape for row in heard} == {(2 * 313,)}
+    assert set(np.concatenate(heard).tolist()) == {0.0, 1.0}
+    assert all(0.1 < row.mean() < 0.9 for row in heard)
+    for row in heard:
+        paces = np.diff(np.flatnonzero(np.diff(row) > 0))
+        assert len(paces) >= 2
+        assert np.ptp(paces) <= 1
+
+
 def a_material(labels: NDArray[np.float32], sources: str) -> Material:
     """Clips of 12 s; the first frame of a clip's log-mel holds its number."""
     number = len(labels)
@@ -476,14 +488,16 @@ def test_the_threshold_is_that_of_best_f1_between_two_scores() -> None:
     assert best_f1_threshold(scores, labels) == pytest.approx(0.45)
 
 
-def test_pooling_is_sharpened_only_where_that_ranks_better() -> None:
+def test_pooling_leaves_the_mean_only_where_that_ranks_better() -> None:
     hook = [np.array([-3.0, -3.0, 4.0])] * 10
     none = [np.array([-1.0, -1.0, -1.0]), np.array([-0.5, -0.4, -0.6])] * 5
     even = [np.full(3, 2.0)] * 10
     labels = np.array([1.0] * 10 + [0.0] * 10, np.float32)
 
-    sharp, _ = calibrate([*hook, *none], labels)
+    anywhere, _ = calibrate([*hook, *none], labels)
+    throughout, _ = calibrate([*none, *hook], labels)
     mean, _ = calibrate([*even, *none], labels)
 
-    assert sharp.pooling > 0.0
+    assert anywhere.pooling > 0.0
+    assert throughout.pooling < 0.0
     assert mean.pooling == 0.0
