@@ -15,7 +15,7 @@ from model.tagger import Tagger
 from model.training.augmentation import Generator, Samples, colour
 from model.training.corpus import Clip
 
-SYNTHETIC: Final = 10
+SYNTHETIC: Final = 30
 """Sounds made a kind."""
 SECONDS: Final = 10
 HIGH: Final = 0.3

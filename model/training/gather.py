@@ -230,10 +230,10 @@ def sounds_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
 
 
 def noise_piece(index: int, rng: random.Random) -> Piece:
-    """White, pink or brown noise with a slow swell, or a few steady tones, or both."""
+    """White to brown noise with a slow swell, or a few steady tones, or both."""
     noise = np.random.default_rng(rng.randrange(2**32)).standard_normal(PIECE)
     spectrum = np.fft.rfft(noise)
-    spectrum[1:] /= np.arange(1, len(spectrum)) ** rng.choice([0.0, 0.5, 1.0])
+    spectrum[1:] /= np.arange(1, len(spectrum)) ** rng.uniform(0.0, 1.0)
     samples = np.fft.irfft(spectrum, PIECE)
     samples /= np.abs(samples).max()
     time = np.arange(PIECE) / SAMPLE_RATE_HZ
