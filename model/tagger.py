@@ -75,8 +75,8 @@ def pool_logits(logits: NDArray[np.float64], sharpness: float) -> float:
     """Logits of windows [W] -> that of the clip: log-mean-exp of sharpness a (see `Calibration`)."""
     if sharpness == 0.0:
         return float(logits.mean())
-    loudest = logits.max() if sharpness > 0.0 else logits.min()  # so that no exponential overflows
-    return float(loudest + np.log(np.exp(sharpness * (logits - loudest)).mean()) / sharpness)
+    extreme = logits.max() if sharpness > 0.0 else logits.min()  # so that no exponential overflows
+    return float(extreme + np.log(np.exp(sharpness * (logits - extreme)).mean()) / sharpness)
 
 
 def score(logits: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
