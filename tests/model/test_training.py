@@ -14,7 +14,7 @@ from model.bundle import load_bundle, save_bundle
 from model.frontend import LogMel
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
 from model.segments import cut_segments
-from model.tagger import Tagger
+from model.tagger import Tagger, pool_logits, score
 from model.training.augmentation import (
     CHAIN,
     CODECS,
@@ -421,6 +421,19 @@ def test_a_batch_is_the_same_whenever_it_is_drawn_and_holds_what_its_clips_do() 
     assert not batch.under.any()
 
 
+def test_of_some_windows_that_are_laid_under_others_only_bursts_are_heard() -> None:
+    material = a_material(np.zeros((4, 1), np.float32), "abcd")
+    loud = material.select(np.array([False, True, True, True]))
+    sampler = Sampler(loud, np.ones(3), 100, seed=3, vocal=None)
+
+    under = sampler(0).under
+
+    silent = (under == 0.0).mean((1, 2, 3))
+    assert ((silent > 0.1) & (silent < 0.9)).any()  # in bursts
+    assert (silent == 0.0).any()  # whole
+    assert (silent == 1.0).any()  # nothing under it
+
+
 def test_teachers_words_rank_clips_by_the_second_and_a_tag_without_words_is_unknown() -> None:
     names = {teacher: [word for t, words in WORDS["dance"] if t == teacher for word in words] for teacher in
              ("jamendo", "msd")}  # fmt: skip
@@ -458,6 +471,12 @@ def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_sour
     assert all(0.0 < float(row[tag]) < 1.0 for row in rows for tag in ("beat", "drone"))
     calibration, thresholds = read_calibration(predictions.with_name("calibration.json"), ("beat", "drone"))
     assert calibration.keys() == thresholds.keys() == {"beat", "drone"}
+    for row in rows:  # one calibration for all folds: another a fold would shift them against each other
+        with np.load(predictions.parent / f"fold-{row['fold']}" / "logits.npz") as logits:
+            pooled = pool_logits(logits[row["id"]][:, 0], calibration["beat"].pooling)
+        assert float(row["beat"]) == pytest.approx(
+            float(score(np.array(pooled), calibration["beat"])), abs=1e-5
+        )
     again = cross_validate(settings, 3)  # nothing is trained twice
     assert again.read_text() == predictions.read_text()
 
