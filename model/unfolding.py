@@ -105,7 +105,8 @@ def unfold_filters(network: Network) -> Network:
 
 def _unfold(filters: nn.Module) -> nn.Module:
     assert isinstance(filters, BandFilters)  # noqa: S101 - for the type checker
-    return LongFilters(filters) if filters.conv.kernel_size[0] == 1 else TallFilters(filters)
+    fast = LongFilters(filters) if filters.conv.kernel_size[0] == 1 else TallFilters(filters)
+    return fast.to(filters.conv.weight.device)
 
 
 def _layer(weight: Tensor, filters: BandFilters, times: int) -> nn.Sequential:

@@ -9,15 +9,17 @@ import copy
 import csv
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import numpy as np
 import torch
+from loky import cpu_count
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from model.bundle import Bundle, Calibration, load_bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
@@ -48,6 +50,8 @@ Progress = Callable[[int, int, dict[str, float]], None]
 
 WARM_RATE: Final = 0.15
 """Share of the learning rate for convolutions that start from musicnn."""
+DRAWERS: Final = 4
+"""Processes that draw batches for CUDA, at most."""
 LUCK: Final = 0.01
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
@@ -379,11 +383,11 @@ def descend(
         ["step", "seconds", "loss", "distillation", *(f"auc_{tag}" for tag in settings.tags), "auc"],
     )
     began, losses, distillations = time.monotonic(), [], []
-    for step in range(first, settings.steps):
+    for step, batch in enumerate(drawn_ahead(sampler, range(first, settings.steps), device), first):
         student.train_mode()
         torch.manual_seed(settings.seed * 1_000_003 + step)
         rng = np.random.default_rng((settings.seed, step, 1))
-        loss, distillation = student.losses(sampler(step), device, rng)
+        loss, distillation = student.losses(batch, device, rng)
         optimiser.zero_grad()
         (loss + settings.distillation * distillation).backward()
         nn.utils.clip_grad_norm_(network.parameters(), 5.0)
@@ -414,6 +418,36 @@ def descend(
             best = {name: value.clone() for name, value in averaged.state_dict().items()}
         _save(checkpoint, state, step + 1, best_auc, best)
     return best
+
+
+def drawn_ahead(sampler: Sampler, steps: Sequence[int], device: torch.device) -> Iterable[Batch]:
+    """Batch after batch; for CUDA drawn by other processes, as drawing takes longer there than learning."""
+    if device.type != "cuda":
+        return map(sampler, steps)
+    # Forked: a spawned process would get copies of the mapped files of log-mels.
+    return DataLoader(
+        _Batches(sampler, steps),
+        batch_size=None,
+        num_workers=min(DRAWERS, cpu_count()),
+        collate_fn=_as_it_is,
+        multiprocessing_context="fork",
+    )
+
+
+class _Batches(Dataset[Batch]):
+    def __init__(self, sampler: Sampler, steps: Sequence[int]) -> None:
+        self.sampler = sampler
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int) -> Batch:
+        return self.sampler(self.steps[index])
+
+
+def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 - as DataLoader wants it
+    return batch
 
 
 def _mean_of_known(aucs: Sequence[float]) -> float:

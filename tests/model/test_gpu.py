@@ -46,14 +46,14 @@ def test_copying_ahead_of_the_network_changes_no_row(network: TaggerNetwork, cou
     segments = levels_of_the_probe(count)
     alone = np.concatenate([engine(row[None]) for row in segments])
 
-    for _ in range(5):  # a race would not show itself each time
-        np.testing.assert_allclose(engine(segments), alone, rtol=1e-3, atol=1e-3)
+    for _ in range(5):  # a race would not show itself each time; it would show the levels of other rows
+        np.testing.assert_allclose(engine(segments), alone, rtol=1e-2, atol=1e-2)
 
 
-def test_auto_takes_the_gpu_in_bf16() -> None:
+def test_auto_takes_the_gpu() -> None:
     tagger = Tagger.load()
 
-    assert (tagger.device, tagger.engine, tagger.precision) == ("cuda", "torch", "bf16")
+    assert (tagger.device, tagger.engine, tagger.precision) == ("cuda", "torch", "fp32")
 
 
 def levels_of_the_probe(count: int) -> NDArray[np.float32]:

@@ -32,7 +32,14 @@ from model.training.corpus import Clip
 from model.training.cross_validation import cross_validate, deal
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
-from model.training.train import TrainingError, TrainSettings, balance, train, with_fast_filters
+from model.training.train import (
+    TrainingError,
+    TrainSettings,
+    balance,
+    drawn_ahead,
+    train,
+    with_fast_filters,
+)
 from model.training.words import WORDS, opinions
 
 RATE = 16_000
@@ -419,6 +426,16 @@ def test_a_batch_is_the_same_whenever_it_is_drawn_and_holds_what_its_clips_do() 
     assert not np.array_equal(batch.mel, other.mel)
     np.testing.assert_array_equal(batch.mel[:, 0, 0, 0] / 4, batch.labels[:, 0])
     assert not batch.under.any()
+
+
+def test_batches_that_other_processes_draw_for_a_gpu_are_the_same_in_the_same_order() -> None:
+    sampler = Sampler(a_material(np.zeros((4, 1), np.float32), "abcd"), np.ones(4), 4, seed=3, vocal=None)
+
+    batches = list(drawn_ahead(sampler, range(5, 12), torch.device("cuda")))
+
+    for step, batch in enumerate(batches, start=5):
+        np.testing.assert_array_equal(batch.mel, sampler(step).mel)
+    assert len(batches) == 7
 
 
 def test_of_some_windows_that_are_laid_under_others_only_bursts_are_heard() -> None:
