@@ -214,6 +214,8 @@ class RadialBasis(nn.Module):
     deviation: Tensor
     centres: Tensor
     width: Tensor
+    beside: Tensor
+    """How much the head's other logits count beside these, [K]."""
 
     def __init__(self, size: int, centres: int, tags: int) -> None:
         super().__init__()
@@ -221,6 +223,7 @@ class RadialBasis(nn.Module):
         self.register_buffer("deviation", torch.ones(size))
         self.register_buffer("centres", torch.zeros(centres, size))
         self.register_buffer("width", torch.ones(()))
+        self.register_buffer("beside", torch.ones(tags))
         self.out = nn.Linear(centres + size, tags).requires_grad_(requires_grad=False)
         nn.init.zeros_(self.out.weight)
         nn.init.zeros_(self.out.bias)
@@ -268,7 +271,9 @@ class Head(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, E] -> [B, K]."""
         logits = self.logits_and_features(embedding)[0]
-        return logits if self.radial is None else logits + self.radial(embedding[:, : self.musical])
+        if self.radial is None:
+            return logits
+        return self.radial.beside * logits + self.radial(embedding[:, : self.musical])
 
 
 class TaggerNetwork(nn.Module):

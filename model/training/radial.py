@@ -2,8 +2,8 @@
 
 musicnn has heard a million commercial songs, so what is near in its embedding sounds alike also where this
 training has no examples. On sources left out they follow the teachers' words better than the rest of the
-network does, which learns from few sources (rank correlation on human clips: dance 0.96 and 0.93, pop 0.90
-and 0.82).
+network does, which learns from few sources (ROC-AUC of dance 0.929 and 0.908; rank correlation on human clips
+of pop 0.90 and 0.86). So beside them the rest of the head counts the less, the more the words are trusted.
 """
 
 from typing import Final, cast
@@ -63,6 +63,7 @@ def fit_radial(network: TaggerNetwork, material: Material, seed: int) -> None:
         radial.out.weight[row] = torch.from_numpy(scales[row] * fitted.coef_)
         radial.out.bias[row] = scales[row] * fitted.intercept_ + shifts[row]
     radial.out.weight[:, len(radial.centres) :] *= LINE
+    radial.beside.copy_(torch.from_numpy(2 * (1 - trust)))
     radial.to(device)
 
 

@@ -56,6 +56,7 @@ def test_they_are_gaussians_round_the_centres_and_a_line() -> None:
             "deviation": torch.tensor([2.0, 1.0]),
             "centres": torch.tensor([[0.0, 0.0], [1.0, 0.0]]),
             "width": torch.tensor(2.0),
+            "beside": torch.ones(1),
             "out.weight": torch.tensor([[3.0, 5.0, 0.1, 0.2]]),
             "out.bias": torch.tensor([0.5]),
         }
@@ -83,6 +84,19 @@ def test_until_they_are_fitted_they_add_nothing_and_they_never_learn_by_gradient
 
     torch.testing.assert_close(network.classify(embeddings), network.head.logits_and_features(embeddings)[0])
     assert not any(p.requires_grad for p in radial_of(network).parameters())
+
+
+def test_beside_them_the_rest_counts_the_less_the_more_words_are_trusted() -> None:
+    labels = np.array([[i % 2, 1 - i % 2] for i in range(6)], np.float32)
+    words = np.zeros((6, CLIP_S, 2), np.float16)
+    network = network_of(("vocal", "dance"))
+    embeddings = torch.randn(3, network.embedding_size)
+
+    fit_radial(network, material_of(labels, words), seed=0)
+
+    rest = network.head.logits_and_features(embeddings)[0]
+    expected = torch.tensor([1.0, 0.2]) * rest + radial_of(network)(embeddings)
+    torch.testing.assert_close(network.classify(embeddings), expected)
 
 
 @pytest.mark.parametrize("centres", [8, 64], ids=["found among many windows", "drawn from few"])
