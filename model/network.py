@@ -273,7 +273,8 @@ class Head(nn.Module):
         logits = self.logits_and_features(embedding)[0]
         if self.radial is None:
             return logits
-        return self.radial.beside * logits + self.radial(embedding[:, : self.musical])
+        joined: Tensor = self.radial.beside * logits + self.radial(embedding[:, : self.musical])
+        return joined
 
 
 class TaggerNetwork(nn.Module):
