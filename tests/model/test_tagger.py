@@ -179,11 +179,3 @@ def test_an_unknown_or_absent_device_is_refused_with_what_there_is() -> None:
         with pytest.raises(DeviceError, match="cpu"):
             choose_device("cuda")
     assert choose_device("cpu").type == "cpu"
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device, and there is none")
-def test_cuda_gives_the_scores_of_the_cpu(tagger: Tagger) -> None:
-    data = wav(chords(12.0))
-
-    assert Tagger.load(device="cuda").tag(data).scores == pytest.approx(tagger.tag(data).scores, abs=2e-2)
