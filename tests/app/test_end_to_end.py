@@ -35,6 +35,25 @@ raise SystemExit(server.serve(Settings()))
 """
 """The server, whose workers die again and again from SIGUSR1 on."""
 
+STUCK = """
+import signal, threading
+from app import server
+from app.settings import Settings
+from model.tagger import Tagger
+
+embed, free = Tagger.embed, threading.Event()
+free.set()
+
+def embed_when_free(tagger, segments):
+    free.wait()
+    return embed(tagger, segments)
+
+Tagger.embed = embed_when_free
+signal.signal(signal.SIGUSR1, lambda *_: free.clear())
+raise SystemExit(server.serve(Settings()))
+"""
+"""The server, whose network never answers from SIGUSR1 on."""
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
@@ -151,7 +170,10 @@ def test_sigterm_finishes_what_was_admitted_and_exits_with_0() -> None:
 
 
 def test_work_beyond_the_grace_time_is_cut_off_with_a_problem() -> None:
-    with server_process(grace_s=0.1, drain_delay_s=0) as server, ThreadPoolExecutor(1) as client:
+    program = ["-c", STUCK]
+    with server_process(program, grace_s=1, drain_delay_s=0) as server, ThreadPoolExecutor(1) as client:
+        server.process.send_signal(signal.SIGUSR1)
+        server.get("/health/live")  # by now the signal was seen
         answer = client.submit(server.post, tune(300))
         wait_until_busy(server)
 
