@@ -4,7 +4,8 @@ Two views of one log-mel spectrogram, joined before the head:
 
 * `MusicalBranch` has musicnn's filters (Pons & Serra 2019): tall ones for timbre, long ones for rhythm, then
   three convolutions over time. Only the filters that are alive in the published network are kept, which makes
-  it about nine times as cheap; it starts from their weights and so knows a million commercial songs.
+  it about nine times as cheap; it starts from their weights and so knows a million commercial songs. A frozen
+  copy of the convolutions keeps what the others forget as they learn.
 * `TextureBranch` is a small inverted-residual network (Sandler et al. 2018), trained from scratch, for what a
   voice and a production sound like.
 
@@ -14,7 +15,7 @@ and the head makes logits of it. So a window every 5 s costs no second pass over
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,8 @@ class NetworkConfig:
     """Tall and long filters are tried at every so-manieth mel band; the maximum over bands follows."""
     mid: int = 24
     """Channels of the three convolutions over time."""
+    frozen: int = 8
+    """Channels of the first of the three that stay frozen."""
     features: int = 0
     """Features of peaks and means, as musicnn's penultimate layer has them, beside these; 0 = none."""
     texture: tuple[tuple[int, int, int, int], ...] = (
@@ -55,7 +58,7 @@ class NetworkConfig:
     hidden: int = 256
     dropout: float = 0.15
     centres: int = 0
-    """Of the radial basis functions that the head has of the musical embedding; 0 = none."""
+    """Of the radial basis functions that the head has of the frozen convolutions; 0 = neither."""
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for the bundle."""
@@ -94,17 +97,49 @@ class BandFilters(nn.Module):
 
 
 class TimeConv(nn.Module):
-    """Seven frames of all channels, ReLU, batch norm: [B, C, T] -> [B, D, T]."""
+    """Seven frames of all channels, ReLU, batch norm: [B, C, T] -> [B, D, T / stride], rounded up."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(channels_in, channels_out, 7, padding=3)
+        self.conv = nn.Conv1d(channels_in, channels_out, 7, stride, padding=3)
         self.norm = nn.BatchNorm1d(channels_out, eps=1e-3)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """[B, C, T] -> [B, D, T]."""
+        """[B, C, T] -> [B, D, T / stride]."""
         activation: Tensor = self.norm(functional.relu(self.conv(frames)))
         return activation
+
+
+class FrozenConvs(nn.Module):
+    """musicnn's convolutions over time as they came, the last at every second frame: [B, C, T] -> [B, size].
+
+    Those of the musical branch forget, as they learn, some of what a million songs taught them. These never
+    learn. musicnn's first has few channels that are alive; `first` counts them.
+    """
+
+    def __init__(self, channels: int, first: int, mid: int) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(
+            [TimeConv(channels, first), TimeConv(first, mid), TimeConv(mid, mid, stride=2)]
+        )
+        self.size = 2 * (channels + first + 2 * mid)
+        self.eval().requires_grad_(requires_grad=False)
+
+    def train(self, mode: bool = True) -> Self:  # noqa: ARG002 - torch's signature
+        """Norms stay as they are in training, too."""
+        return super().train(mode=False)
+
+    def forward(self, front: Tensor) -> Tensor:
+        """What the filters find [B, C, T] -> maxima and means [B, size]."""
+        return torch.cat([pool_parts(frames.float()).mean(1) for frames in self.frames(front)], 1)
+
+    def frames(self, front: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """[B, C, T] -> the same, and what each convolution finds, [B, D, T], the last one's [B, D, T / 2]."""
+        first = self.convs[0](front)
+        second = self.convs[1](first)
+        second = second + functional.pad(first, (0, 0, 0, second.shape[1] - first.shape[1]))
+        third = self.convs[2](second) + second[:, :, ::2]
+        return front, first, second, third
 
 
 class MusicalBranch(nn.Module):
@@ -120,23 +155,30 @@ class MusicalBranch(nn.Module):
             [TimeConv(front, config.mid), TimeConv(config.mid, config.mid), TimeConv(config.mid, config.mid)]
         )
         self.pooled = 2 * (front + 3 * config.mid)
-        self.embedding_size = self.pooled + config.features
+        self.frozen = FrozenConvs(front, config.frozen, config.mid) if config.centres else None
+        self.frozen_size = self.frozen.size if self.frozen else 0
+        self.embedding_size = self.frozen_size + self.pooled + config.features
         self.has_features = config.features > 0
         if self.has_features:
             self.dense = nn.Linear(self.pooled, config.features)
             self.norm = nn.BatchNorm1d(config.features, eps=1e-3)
 
     def forward(self, mel: Tensor) -> Tensor:
-        """[B, 1, 96, T] -> [B, embedding_size]."""
-        parts = pool_parts(self.frames(mel).float())
-        if not self.has_features:
-            return parts.mean(1)
-        features = self.features(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
-        return torch.cat([parts, features], 2).mean(1)
+        """[B, 1, 96, T] -> [B, embedding_size], what is frozen first."""
+        front = self.front(mel)
+        parts = pool_parts(self.frames(front).float())
+        learnt = parts.mean(1)
+        if self.has_features:
+            features = self.features(parts.flatten(0, 1)).unflatten(0, parts.shape[:2])
+            learnt = torch.cat([learnt, features.mean(1)], 1)
+        return learnt if self.frozen is None else torch.cat([self.frozen(front), learnt], 1)
 
-    def frames(self, mel: Tensor) -> Tensor:
-        """[B, 1, 96, T] -> what the filters and the convolutions find, [B, pooled / 2, T]."""
-        front = torch.cat([filters(mel) for filters in self.filters], 1)
+    def front(self, mel: Tensor) -> Tensor:
+        """[B, 1, 96, T] -> what the filters find, [B, C, T]."""
+        return torch.cat([filters(mel) for filters in self.filters], 1)
+
+    def frames(self, front: Tensor) -> Tensor:
+        """[B, C, T] -> what the filters and the convolutions find, [B, pooled / 2, T]."""
         first = self.mid[0](front)
         second = self.mid[1](first) + first
         third = self.mid[2](second) + second
@@ -246,34 +288,40 @@ class Head(nn.Module):
     """Embedding of a window -> one logit a tag: [B, E] -> [B, K].
 
     A hidden layer, and beside it a straight line from the embedding: what musicnn's features say of a tag is
-    linear in them. Where there are `centres`, radial basis functions of the musical part, the first `musical`
-    of the embedding, add their own opinion.
+    linear in them. Of what the frozen convolutions find, the first part of the embedding, radial basis
+    functions add their own opinion.
+
+    Args:
+        config: whose `centres` the radial basis functions have.
+        frozen: size of that part; 0 = none.
+        learnt: size of the rest.
+        tags: how many.
     """
 
-    def __init__(self, config: NetworkConfig, embedding: int, musical: int, tags: int) -> None:
+    def __init__(self, config: NetworkConfig, frozen: int, learnt: int, tags: int) -> None:
         super().__init__()
         hidden, dropout = config.hidden, config.dropout
-        self.norm = nn.BatchNorm1d(embedding, eps=1e-3)
-        self.hidden = nn.Linear(embedding, hidden)
+        self.norm = nn.BatchNorm1d(learnt, eps=1e-3)
+        self.hidden = nn.Linear(learnt, hidden)
         self.hidden_norm = nn.BatchNorm1d(hidden, eps=1e-3)
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, tags)
-        self.straight = nn.Linear(embedding, tags, bias=False)
-        self.musical = musical
-        self.radial = RadialBasis(musical, config.centres, tags) if config.centres else None
+        self.straight = nn.Linear(learnt, tags, bias=False)
+        self.frozen = frozen
+        self.radial = RadialBasis(frozen, config.centres, tags) if frozen else None
 
-    def logits_and_features(self, embedding: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, E] -> [B, K] without the radial basis, and the hidden layer [B, hidden]."""
-        normed = self.norm(embedding)
+    def logits_and_features(self, learnt: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, learnt] -> [B, K] without the radial basis, and the hidden layer [B, hidden]."""
+        normed = self.norm(learnt)
         features: Tensor = self.hidden_norm(functional.relu(self.hidden(self.dropout(normed))))
         return self.out(self.dropout(features)) + self.straight(normed), features
 
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, E] -> [B, K]."""
-        logits = self.logits_and_features(embedding)[0]
+        logits = self.logits_and_features(embedding[:, self.frozen :])[0]
         if self.radial is None:
             return logits
-        joined: Tensor = self.radial.beside * logits + self.radial(embedding[:, : self.musical])
+        joined: Tensor = self.radial.beside * logits + self.radial(embedding[:, : self.frozen])
         return joined
 
 
@@ -293,8 +341,8 @@ class TaggerNetwork(nn.Module):
             branches.append(TextureBranch(self.config))
         self.branches = nn.ModuleList(branches)
         self.embedding_size = sum(branch.embedding_size for branch in branches)
-        musical = branches[0].embedding_size if self.config.musical else 0
-        self.head = Head(self.config, self.embedding_size, musical, len(self.tags))
+        frozen = sum(branch.frozen_size for branch in branches if isinstance(branch, MusicalBranch))
+        self.head = Head(self.config, frozen, self.embedding_size - frozen, len(self.tags))
 
     def embed(self, segments: Tensor) -> Tensor:
         """Segments of audio [B, 80000] in [-1, 1] at 16 kHz -> embeddings [B, E], row by row."""

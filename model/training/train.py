@@ -82,7 +82,7 @@ class TrainSettings:
     """Folder of the unpacked musicnn wheel: a teacher, and where the musical branch starts from."""
     warm_start: bool = True
     """Whether the musical branch starts from musicnn, its filters frozen, or from scratch."""
-    centres: int = 256
+    centres: int = 512
     """Of the head's radial basis functions, where the musical branch starts from musicnn; 0 = none."""
     init: Path | None = None
     """Folder of a bundle to go on from, its filters frozen; of other tags, its last layers are left out."""
@@ -195,11 +195,11 @@ class Student:
 
 
 def with_fast_filters(branch: Branch) -> Branch:
-    """The branch itself, but that filters which do not learn are copies in their fast shape."""
+    """The branch without frozen convolutions, filters that do not learn being copies in their fast shape."""
     if not (isinstance(branch, MusicalBranch) and _is_frozen(branch.filters)):
         return branch
     fast = copy.copy(branch)
-    fast._modules = dict(branch._modules, filters=unfold_filters(branch).filters)
+    fast._modules = dict(branch._modules, filters=unfold_filters(branch).filters, frozen=None)
     return fast
 
 
@@ -312,7 +312,7 @@ def new_network(settings: TrainSettings) -> TaggerNetwork:
     network = TaggerNetwork(settings.tags, warm_start.config_of(weights, config))
     branch = cast("MusicalBranch", network.branches[0])
     warm_start.load_musical_branch(branch, network.mel_norm, weights)
-    return _with_frozen_filters(network, is_fitted=False)
+    return _with_frozen_filters(network)
 
 
 def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
@@ -324,14 +324,13 @@ def _network_of(folder: Path, tags: tuple[str, ...]) -> TaggerNetwork:
         name: value for name, value in trained.state_dict().items() if not (last and name.startswith(last))
     }
     network.load_state_dict(state, strict=False)
-    return _with_frozen_filters(network, is_fitted=network.head.radial is not None)
+    return _with_frozen_filters(network)
 
 
-def _with_frozen_filters(network: TaggerNetwork, *, is_fitted: bool) -> TaggerNetwork:
+def _with_frozen_filters(network: TaggerNetwork) -> TaggerNetwork:
     for branch in network.branches:
         if isinstance(branch, MusicalBranch):
-            # Radial basis functions that are fitted rest on an embedding that stays as it is.
-            for frozen in (network.mel_norm, branch if is_fitted else branch.filters):
+            for frozen in (network.mel_norm, branch.filters):
                 frozen.requires_grad_(requires_grad=False)
     return network
 

@@ -5,7 +5,7 @@ that was trained on the Million Song Dataset only 64 are alive: weight decay too
 they add is a constant. The live ones are copied; the constants go into the biases.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import cast
@@ -52,6 +52,7 @@ def config_of(weights: Weights, base: NetworkConfig) -> NetworkConfig:
         timbral=((38, 7, n[0]), (67, 7, n[1])),
         temporal=((128, n[2]), (64, n[3]), (32, n[4])),
         mid=len(alive_mid(weights)),
+        frozen=len(alive_filters(weights, 5)),
     )
 
 
@@ -97,24 +98,49 @@ def load_musical_branch(branch: MusicalBranch, mel_norm: nn.BatchNorm2d, weights
     offsets = np.cumsum([0, *(weights[_suffix("conv2d", i) + "/bias"].size for i in range(5))])
     alive_in = np.concatenate([k + offset for k, offset in zip(keep, offsets, strict=False)])
     constants = np.concatenate([_constants(weights, index, index + 1) for index in range(5)])
-    alive_out = alive_mid(weights)
-    for step, layer in enumerate(cast("list[TimeConv]", list(branch.mid))):
-        name = _suffix("conv2d", 5 + step)
-        kernel = weights[name + "/kernel"][:, :, 0, :]  # frames, in, out
-        bias = weights[name + "/bias"].copy()
-        dead = np.setdiff1d(np.arange(kernel.shape[1]), alive_in)
-        bias += np.einsum("tio,i->o", kernel[:, dead], constants[dead])
-        _set(layer.conv.weight, kernel[:, alive_in][..., alive_out].transpose(2, 1, 0))
-        _set(layer.conv.bias, bias[alive_out])
-        set_norm(layer.norm, weights, 6 + step, alive_out)
-        out = _constants(weights, 5 + step, 6 + step)
-        constants = out if step == 0 else out + constants
-        alive_in = alive_out
+    mid = alive_mid(weights)
+    _load_over_time(branch.mid, (mid, mid, mid), weights, alive_in, constants)
+    if branch.frozen is not None:
+        first = alive_filters(weights, 5)
+        rest = np.concatenate([first, np.setdiff1d(mid, first)])
+        _load_over_time(branch.frozen.convs, (first, rest, rest), weights, alive_in, constants)
     if branch.has_features:
         kernel, bias = live_dense(weights)
         _set(branch.dense.weight, kernel.T)
         _set(branch.dense.bias, bias)
         set_norm(branch.norm, weights, 10)
+
+
+def _load_over_time(
+    layers: nn.ModuleList,
+    written: Sequence[NDArray[np.intp]],
+    weights: Weights,
+    alive_in: NDArray[np.intp],
+    constants: NDArray[np.float32],
+) -> None:
+    """Copy the three convolutions over time, in place.
+
+    Args:
+        layers: three `TimeConv`.
+        written: channels of musicnn that each of them writes, in this order.
+        weights: of musicnn.
+        alive_in: channels of the front that the first one reads; the others are `constants`.
+        constants: what each channel of the front puts out if it is dead.
+    """
+    for step, (layer, out) in enumerate(zip(cast("list[TimeConv]", list(layers)), written, strict=True)):
+        name = _suffix("conv2d", 5 + step)
+        kernel = weights[name + "/kernel"][:, :, 0, :]  # frames, in, out
+        dead = np.setdiff1d(np.arange(kernel.shape[1]), alive_in)
+        bias = weights[name + "/bias"] + np.einsum("tio,i->o", kernel[:, dead], constants[dead])
+        _set(layer.conv.weight, kernel[:, alive_in][..., out].transpose(2, 1, 0))
+        _set(layer.conv.bias, bias[out])
+        set_norm(layer.norm, weights, 6 + step, out)
+        own = _constants(weights, 5 + step, 6 + step)
+        if step:  # the layer's input is added to what it puts out
+            from_dead = np.where(np.isin(out, dead), constants[out], 0)
+            _set(layer.norm.bias, layer.norm.bias.detach().numpy() + from_dead)
+        constants = own + constants if step else own
+        alive_in = out
 
 
 def live_dense(weights: Weights) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

@@ -71,7 +71,7 @@ def test_a_row_does_not_depend_on_its_batch(network: TaggerNetwork) -> None:
         NetworkConfig(texture=()),
         NetworkConfig(band_stride=4, mid=16, hidden=32),
         NetworkConfig(mid=8, features=12),
-        NetworkConfig(mid=8, centres=16),
+        NetworkConfig(mid=8, frozen=4, centres=16),
     ],
     ids=["texture only", "musical only", "small", "with features", "with radial basis functions"],
 )
@@ -94,6 +94,17 @@ def test_gradients_reach_every_parameter() -> None:
 
     without = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum()]
     assert without == []
+
+
+def test_frozen_convolutions_neither_learn_nor_move_their_norms() -> None:
+    network = TaggerNetwork(("a",), NetworkConfig(mid=8, frozen=4, centres=4)).train()
+    frozen = network.get_submodule("branches.0.frozen")
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+
+    network(noise(4, WINDOW)).square().sum().backward()
+
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+    torch.testing.assert_close(frozen.state_dict(), before)
 
 
 def test_log_mel_of_silence_is_zero_and_of_a_tone_peaks_in_its_band() -> None:

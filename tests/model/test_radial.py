@@ -1,17 +1,19 @@
 """Radial basis functions: what they compute, what they are fitted to, and that the fit carries over."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from model.network import NetworkConfig, RadialBasis, TaggerNetwork
 from model.training.cache import CLIP_FRAMES, CLIP_S, variants
 from model.training.corpus import Clip
 from model.training.material import Material
-from model.training.radial import LABEL, fit_radial, musical_windows, targets_of_windows
+from model.training.radial import LABEL, fit_radial, frozen_windows, targets_of_windows
 from model.training.words import OPINION
 from tests.model.test_training import beat, drone
 
@@ -48,6 +50,11 @@ def radial_of(network: TaggerNetwork) -> RadialBasis:
     return network.head.radial
 
 
+def rest_of(network: TaggerNetwork, embeddings: Tensor) -> Tensor:
+    """The logits of the rest of the head [B, K]."""
+    return network.head.logits_and_features(embeddings[:, network.head.frozen :])[0]
+
+
 def test_they_are_gaussians_round_the_centres_and_a_line() -> None:
     radial = RadialBasis(2, 2, 1)
     radial.load_state_dict(
@@ -82,11 +89,11 @@ def test_until_they_are_fitted_they_add_nothing_and_they_never_learn_by_gradient
     network = network_of(("a", "b"))
     embeddings = torch.randn(3, network.embedding_size)
 
-    torch.testing.assert_close(network.classify(embeddings), network.head.logits_and_features(embeddings)[0])
+    torch.testing.assert_close(network.classify(embeddings), rest_of(network, embeddings))
     assert not any(p.requires_grad for p in radial_of(network).parameters())
 
 
-def test_beside_them_the_rest_counts_the_less_the_more_words_are_trusted() -> None:
+def test_beside_them_the_rest_counts_little_where_words_are_trusted_and_else_twice() -> None:
     labels = np.array([[i % 2, 1 - i % 2] for i in range(6)], np.float32)
     words = np.zeros((6, CLIP_S, 2), np.float16)
     network = network_of(("vocal", "dance"))
@@ -94,8 +101,8 @@ def test_beside_them_the_rest_counts_the_less_the_more_words_are_trusted() -> No
 
     fit_radial(network, material_of(labels, words), seed=0)
 
-    rest = network.head.logits_and_features(embeddings)[0]
-    expected = torch.tensor([1.0, 0.2]) * rest + radial_of(network)(embeddings)
+    frozen = embeddings[:, : network.head.frozen]
+    expected = torch.tensor([2.0, 0.1]) * rest_of(network, embeddings) + radial_of(network)(frozen)
     torch.testing.assert_close(network.classify(embeddings), expected)
 
 
@@ -107,11 +114,33 @@ def test_the_fit_tells_clips_apart_that_it_never_met(centres: int) -> None:
 
     fit_radial(network, material_of(labels[:8], words[:8]), seed=0)
 
-    heard = musical_windows(network, material_of(labels, words), CPU)
+    heard = frozen_windows(network, material_of(labels, words), CPU)
     unseen = [(index, windows) for index, windows in heard if index >= 8]
     for index, windows in unseen:
         beats, drones = radial_of(network)(torch.from_numpy(windows)).mean(0)
         assert (beats > drones) == bool(labels[index, 0])
+
+
+def test_noise_counts_more_than_other_labels() -> None:
+    material = material_of(np.zeros((2, 1), np.float32), np.full((2, CLIP_S, 1), UNKNOWN, np.float16))
+    material.clips[0] = replace(material.clips[0], source="noise")
+
+    noise, other = (targets_of_windows(material, index, 1, trust=np.zeros(1)).item() for index in (0, 1))
+
+    assert noise < other < 0
+
+
+def test_speech_says_nothing_of_vocal_and_is_no_example_of_another_tag() -> None:
+    labels = np.array([[0, i % 2] for i in range(8)], np.float32)
+    material = material_of(labels, np.full((8, CLIP_S, 2), UNKNOWN, np.float16))
+    for index, clip in enumerate(material.clips):
+        material.clips[index] = replace(clip, source="speech")
+    network = network_of(("vocal", "beat"))
+
+    fit_radial(network, material, seed=0)
+
+    vocal, other = radial_of(network).out.weight.abs().amax(1)
+    assert vocal == 0 < other
 
 
 def test_what_words_say_comes_out_as_a_logit_and_a_tag_that_nobody_knows_as_none() -> None:
@@ -123,7 +152,7 @@ def test_what_words_say_comes_out_as_a_logit_and_a_tag_that_nobody_knows_as_none
 
     fit_radial(network, material, seed=0)
 
-    windows = torch.from_numpy(np.concatenate([w for _, w in musical_windows(network, material, CPU)]))
+    windows = torch.from_numpy(np.concatenate([w for _, w in frozen_windows(network, material, CPU)]))
     logits = radial_of(network)(windows)
     scale, bias = OPINION["vocal"]
     torch.testing.assert_close(logits[:, 0], torch.full((len(windows),), scale * 0.75 + bias))
