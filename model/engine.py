@@ -153,7 +153,9 @@ class OpenVinoEngine:
 
     def __call__(self, segments: FloatArray) -> FloatArray:
         """See Engine."""
-        return np.stack(list(self._pool.map(self._embed, segments)))
+        # All log-mels first: by turns, each of the two finds the caches full of the other's (8 % slower).
+        mels = list(self._pool.map(self._mel_of, segments))
+        return np.stack(list(self._pool.map(self._embed, mels)))
 
     def _prepare_thread(self) -> None:
         # Holds for this thread and for those that PyTorch sees for the first time after it.
@@ -161,8 +163,11 @@ class OpenVinoEngine:
         self._mine.request = self._compiled.create_infer_request()
 
     @torch.inference_mode()
-    def _embed(self, segment: FloatArray) -> FloatArray:
-        mel = self._log_mel(torch.from_numpy(segment)[None]).numpy()
+    def _mel_of(self, segment: FloatArray) -> FloatArray:
+        mel: FloatArray = self._log_mel(torch.from_numpy(segment)[None]).numpy()
+        return mel
+
+    def _embed(self, mel: FloatArray) -> FloatArray:
         embedding: FloatArray = self._mine.request.infer([mel])[0][0].copy()  # the next call overwrites it
         return embedding
 

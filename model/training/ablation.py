@@ -39,7 +39,7 @@ STEPS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
     ("+ musicnn as musical branch", {"network": NetworkConfig(), "warm_start": True}),
     ("+ augmentation", {"augment": True}),
     ("+ moving average of the weights", {"average": 0.995}),
-    ("+ radial basis functions of musicnn's embedding", {"centres": 256}),
+    ("+ radial basis functions of frozen convolutions", {"centres": 512}),
 )
 EVIDENCE: Final = ("metadata", "assumed")
 
