@@ -2,7 +2,7 @@
 
 `Admission` is pure ASGI, so that it sees a request's headers before anything reads its body, and each piece
 of the body before anything keeps it. Its checks run in this order: key, state of the service, room in the
-queue, declared size; then, piece by piece, size and pace.
+queue, time to the deadline, declared size; then, piece by piece, size and pace.
 """
 
 import asyncio
@@ -25,6 +25,8 @@ from app.state import State
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 OPEN_PREFIXES: Final = ("/health/", "/problems", "/web/", "/static-offline-docs/")
 LINGER_S: Final = 2.0
+WORTH_A_TRY: Final = 0.8
+"""Share of a request's time that the work before it may take: the rate may fall, and uploads take time."""
 Result = TypeVar("Result")
 
 
@@ -65,7 +67,17 @@ class Admission:
             raise problem
         if not self._state.pipeline.has_room():
             raise ProblemError("queue-full", retry_after_s=self._state.retry_after_s())
+        self._judge_wait(body.until - asyncio.get_running_loop().time())
         body.hold(body.declared)
+
+    def _judge_wait(self, left_s: float) -> None:
+        """Refuse at once what would be late, as work on it would be for nothing. Raises ProblemError."""
+        backlog_s = self._state.pipeline.batcher.backlog_s()
+        if backlog_s > WORTH_A_TRY * left_s:
+            detail = (
+                f"The work admitted takes about {backlog_s:.1f} s, the request's deadline is in {left_s:g} s."
+            )
+            raise ProblemError("queue-full", detail, retry_after_s=self._state.retry_after_s())
 
 
 class Body:

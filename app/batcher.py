@@ -2,8 +2,8 @@
 
 A clip enters by `Batcher.admit`, which reserves its room in the queue, and gets a `Lane`; segments are put on
 the lane one by one, each answered by a future. A worker thread serves the device, or several serve one that
-takes several batches at once: it takes segments from the lanes in turn, so that a long clip cannot starve a
-short one, and waits at most a moment for a batch to fill.
+takes several batches at once: it takes a few segments from each lane in turn, so that a long clip cannot
+starve a short one, and waits at most a moment for a batch to fill.
 """
 
 import math
@@ -23,6 +23,9 @@ from model.segments import Segment
 
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
+SEGMENTS_IN_A_ROW: Final = 8
+"""Of one clip, before the next one's turn: 40 s, so that a clip of half a minute is done in one turn. Of one
+alone, all clips that are there would be done only together, at the latest moment."""
 DEATHS_WINDOW_S: Final = 300.0
 RATE_BATCHES: Final = 64
 MAX_RETRY_AFTER_S: Final = 3600
@@ -63,6 +66,8 @@ class Lane:
     batcher: "Batcher"
     reserved: int
     items: deque[_Item] = field(default_factory=deque)
+    taken: int = 0
+    """Segments of this turn that the device has had."""
 
     def submit(self, segment: Segment) -> Future[Row]:
         """Queue a segment. Raises StoppedError."""
@@ -218,13 +223,16 @@ class Batcher:
             ]
         return max((time.monotonic() - moment for moment in since), default=0.0)
 
-    def retry_after_s(self) -> int:
-        """Whole seconds in which all admitted work is done at the measured rate."""
+    def backlog_s(self) -> float:
+        """Seconds in which all admitted work is done at the measured rate; 0 before there is one."""
         with self._changed:
             segments = sum(count for count, _ in self._pace)
             seconds = sum(elapsed for _, elapsed in self._pace)
-            estimate = self._reserved * seconds / segments if segments else 1.0
-        return min(max(math.ceil(estimate), 1), MAX_RETRY_AFTER_S)
+            return self._reserved * seconds / segments if segments else 0.0
+
+    def retry_after_s(self) -> int:
+        """`backlog_s` in whole seconds, 1 at least."""
+        return min(max(math.ceil(self.backlog_s()), 1), MAX_RETRY_AFTER_S)
 
     # The workers
 
@@ -273,7 +281,7 @@ class Batcher:
             self._wait_for_company()
             worker.batch = []
             while self._lanes and len(worker.batch) < self._batch_segments:
-                self._take(self._lanes.popleft(), worker)
+                self._take(worker)
             worker.since = time.monotonic()
             return not self._stopped
 
@@ -283,11 +291,16 @@ class Batcher:
             if not self._changed.wait(max(until - time.monotonic(), 0)):
                 return
 
-    def _take(self, lane: Lane, worker: _Worker) -> None:
+    def _take(self, worker: _Worker) -> None:
+        lane = self._lanes[0]
         item = lane.items.popleft()
         self._waiting -= 1
-        if lane.items:
-            self._lanes.append(lane)
+        lane.taken += 1
+        if not lane.items or lane.taken == SEGMENTS_IN_A_ROW:
+            lane.taken = 0
+            self._lanes.popleft()
+            if lane.items:
+                self._lanes.append(lane)
         if item.future.set_running_or_notify_cancel():
             worker.batch.append(item)
 

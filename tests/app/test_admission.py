@@ -233,6 +233,20 @@ async def test_a_deadline_passed_in_the_queue_is_503_and_says_when_to_come_back(
         assert scores(await first)
 
 
+async def test_a_clip_that_would_be_late_is_refused_at_once(tagger: Tagger) -> None:
+    async with serving(tagger) as service:
+        service.tagger.hold()
+        first = asyncio.create_task(service.tag(tune(60)))
+        await service.tagger.wait_until_entered()
+
+        refused = await service.tag(tune(5), headers={"X-Request-Timeout": "0.01"})
+
+        assert "deadline" in check_problem(refused, 429, "queue-full")["detail"]
+        assert int(refused.headers["retry-after"]) >= 1
+        service.tagger.free.set()
+        assert scores(await first)
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan"])
 async def test_a_senseless_deadline_is_refused(service: Service, value: str) -> None:
     response = await service.tag(tune(2), headers={"X-Request-Timeout": value})

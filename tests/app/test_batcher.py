@@ -6,12 +6,13 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from concurrent.futures import wait as wait_all
+from itertools import chain
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.batcher import Batcher, BatchFailedError, QueueFullError, Row, StoppedError
+from app.batcher import SEGMENTS_IN_A_ROW, Batcher, BatchFailedError, QueueFullError, Row, StoppedError
 
 PATIENCE_S = 10.0
 
@@ -113,7 +114,20 @@ def test_clips_take_turns_so_a_long_one_does_not_starve_a_short_one(batcher: Bat
     device.free.set()
     wait_all([plug, *futures], PATIENCE_S)
 
-    assert device.batches[1] == [1, 2, 1, 2]
+    assert list(chain(*device.batches[1:])) == [1] * SEGMENTS_IN_A_ROW + [2, 2] + [1] * 12
+
+
+def test_clips_of_half_a_minute_are_done_one_after_the_other(batcher: Batcher, device: Device) -> None:
+    device.free.clear()
+    plug = batcher.admit(1).submit(segment(0))
+    device.wait_until_entered()
+    clips = [batcher.admit(6) for _ in range(3)]
+    futures = [clip.submit(segment(number)) for number, clip in enumerate(clips, 1) for _ in range(6)]
+
+    device.free.set()
+    wait_all([plug, *futures], PATIENCE_S)
+
+    assert list(chain(*device.batches[1:])) == [1] * 6 + [2] * 6 + [3] * 6
 
 
 def test_as_many_batches_are_under_way_as_told(device: Device) -> None:

@@ -114,7 +114,7 @@ def as_posted(server: Process, clip: bytes) -> dict[str, Any]:
 
 
 def check_same(told: list[dict[str, Any]], posted: dict[str, Any]) -> None:
-    """What a stream was told is what the whole clip gets."""
+    """What a stream was told is what the whole clip gets, but for its last milliseconds, if it was encoded."""
     *rolling, last = told
     windows = [StreamWindow.model_validate(window) for window in rolling]
     final = StreamFinal.model_validate(last)
@@ -123,7 +123,7 @@ def check_same(told: list[dict[str, Any]], posted: dict[str, Any]) -> None:
     for window, expected in zip(windows[1:], posted["windows"], strict=True):
         assert window.start_s == expected["start_s"]
         assert window.end_s == pytest.approx(expected["end_s"], abs=0.1)
-        assert window.scores == pytest.approx(expected["scores"], abs=0.02)
+        assert window.scores == pytest.approx(expected["scores"], abs=0.05)
     thresholds = {tag["tag"]: tag["threshold"] for tag in posted["tags"]}
     for window in windows:
         assert window.present == {tag: score >= thresholds[tag] for tag, score in window.scores.items()}
