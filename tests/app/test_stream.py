@@ -114,7 +114,7 @@ def as_posted(server: Process, clip: bytes) -> dict[str, Any]:
 
 
 def check_same(told: list[dict[str, Any]], posted: dict[str, Any]) -> None:
-    """What a stream was told is what the whole clip gets, but for its last milliseconds, if it was encoded."""
+    """What a stream was told is what the whole clip gets, but for the last milliseconds of an encoded one."""
     *rolling, last = told
     windows = [StreamWindow.model_validate(window) for window in rolling]
     final = StreamFinal.model_validate(last)
