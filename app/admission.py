@@ -74,9 +74,7 @@ class Admission:
         """Refuse at once what would be late, as work on it would be for nothing. Raises ProblemError."""
         backlog_s = self._state.pipeline.batcher.backlog_s()
         if backlog_s > WORTH_A_TRY * left_s:
-            detail = (
-                f"The work admitted takes about {backlog_s:.1f} s, the request's deadline is in {left_s:g} s."
-            )
+            detail = f"The work admitted takes about {backlog_s:.1f} s, the deadline is in {left_s:.2g} s."
             raise ProblemError("queue-full", detail, retry_after_s=self._state.retry_after_s())
 
 

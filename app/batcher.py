@@ -24,8 +24,8 @@ from model.segments import Segment
 Embed = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 SEGMENTS_IN_A_ROW: Final = 8
-"""Of one clip, before the next one's turn: 40 s, so that a clip of half a minute is done in one turn. Of one
-alone, all clips that are there would be done only together, at the latest moment."""
+"""Of one clip, before the next one's turn: 40 s, so that a clip of half a minute is done in one turn. With
+one segment a turn, all clips that are there would be done together, as late as can be."""
 DEATHS_WINDOW_S: Final = 300.0
 RATE_BATCHES: Final = 64
 MAX_RETRY_AFTER_S: Final = 3600
@@ -65,6 +65,8 @@ class Lane:
 
     batcher: "Batcher"
     reserved: int
+    is_live: bool = False
+    """Whether it need not wait for its turn: somebody is listening."""
     items: deque[_Item] = field(default_factory=deque)
     taken: int = 0
     """Segments of this turn that the device has had."""
@@ -143,14 +145,14 @@ class Batcher:
 
     # What is let in
 
-    def admit(self, segments: int, *, counted_elsewhere: bool = False) -> Lane:
+    def admit(self, segments: int, *, live: bool = False) -> Lane:
         """Reserve room for a clip with at most `segments` in the queue at once. Raises QueueFullError.
 
-        `counted_elsewhere`: come in even if the queue is full, as their number has a bound of its own.
+        `live`: come in even if the queue is full, and before the others; their number has a bound of its own.
         """
-        lane = Lane(self, 0)
+        lane = Lane(self, 0, live)
         with self._changed:
-            if not (counted_elsewhere or self.has_room(segments)):
+            if not (live or self.has_room(segments)):
                 raise QueueFullError(f"{self._reserved} of {self._queue_segments} segments are taken")
             self._reserve(lane, segments)
         return lane
@@ -166,7 +168,7 @@ class Batcher:
             if self._stopped:
                 raise StoppedError
             if not lane.items:
-                self._lanes.append(lane)
+                (self._lanes.appendleft if lane.is_live else self._lanes.append)(lane)
             lane.items.append(item)
             self._waiting += 1
             self._changed.notify_all()

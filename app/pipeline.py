@@ -176,10 +176,10 @@ class Pipeline:
     async def embed(self, segment: Segment) -> Row:
         """One segment of a stream, in the batches that all clips share.
 
-        It finds room in a full queue, too: streams are counted themselves, and each has one segment at most.
-        Raises ProblemError.
+        It finds room in a full queue, too, and comes first: streams are counted themselves, and each has one
+        segment at most. Raises ProblemError.
         """
-        lane = self.batcher.admit(1, counted_elsewhere=True)
+        lane = self.batcher.admit(1, live=True)
         try:
             with self._failures_as_problems():
                 return await asyncio.wrap_future(lane.submit(segment))

@@ -130,6 +130,19 @@ def test_clips_of_half_a_minute_are_done_one_after_the_other(batcher: Batcher, d
     assert list(chain(*device.batches[1:])) == [1] * 6 + [2] * 6 + [3] * 6
 
 
+def test_a_live_segment_comes_before_the_clips_that_wait(batcher: Batcher, device: Device) -> None:
+    device.free.clear()
+    plug = batcher.admit(1).submit(segment(0))
+    device.wait_until_entered()
+    clip, stream = batcher.admit(6), batcher.admit(1, live=True)
+    futures = [*(clip.submit(segment(1)) for _ in range(6)), stream.submit(segment(2))]
+
+    device.free.set()
+    wait_all([plug, *futures], PATIENCE_S)
+
+    assert list(chain(*device.batches[1:])) == [2] + [1] * 6
+
+
 def test_as_many_batches_are_under_way_as_told(device: Device) -> None:
     batcher = Batcher(
         device, batch_segments=1, batch_wait_s=0, queue_segments=4, max_deaths=2, concurrent_batches=3
