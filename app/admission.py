@@ -73,7 +73,7 @@ class Admission:
     def _judge_wait(self, left_s: float) -> None:
         """Refuse at once what would be late, as work on it would be for nothing. Raises ProblemError."""
         backlog_s = self._state.pipeline.batcher.backlog_s()
-        if backlog_s > WORTH_A_TRY * left_s:
+        if 0 < WORTH_A_TRY * left_s < backlog_s:  # with no time left, the wait for the body tells
             detail = f"The work admitted takes about {backlog_s:.1f} s, the deadline is in {left_s:.2g} s."
             raise ProblemError("queue-full", detail, retry_after_s=self._state.retry_after_s())
 

@@ -247,6 +247,12 @@ async def test_a_clip_that_would_be_late_is_refused_at_once(tagger: Tagger) -> N
         assert scores(await first)
 
 
+async def test_with_no_time_at_all_the_queue_is_not_blamed(service: Service) -> None:
+    response = await service.tag(tune(2), headers={"X-Request-Timeout": "5e-324"})
+
+    assert response.status_code in (408, 503, 504)
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "soon", "nan"])
 async def test_a_senseless_deadline_is_refused(service: Service, value: str) -> None:
     response = await service.tag(tune(2), headers={"X-Request-Timeout": value})
