@@ -293,12 +293,12 @@ class Head(nn.Module):
 
     Args:
         config: whose `centres` the radial basis functions have.
-        frozen: size of that part; 0 = none.
+        frozen_size: of that part; 0 = none.
         learnt: size of the rest.
         tags: how many.
     """
 
-    def __init__(self, config: NetworkConfig, frozen: int, learnt: int, tags: int) -> None:
+    def __init__(self, config: NetworkConfig, frozen_size: int, learnt: int, tags: int) -> None:
         super().__init__()
         hidden, dropout = config.hidden, config.dropout
         self.norm = nn.BatchNorm1d(learnt, eps=1e-3)
@@ -307,8 +307,8 @@ class Head(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.out = nn.Linear(hidden, tags)
         self.straight = nn.Linear(learnt, tags, bias=False)
-        self.frozen = frozen
-        self.radial = RadialBasis(frozen, config.centres, tags) if frozen else None
+        self.frozen_size = frozen_size
+        self.radial = RadialBasis(frozen_size, config.centres, tags) if frozen_size else None
 
     def logits_and_features(self, learnt: Tensor) -> tuple[Tensor, Tensor]:
         """[B, learnt] -> [B, K] without the radial basis, and the hidden layer [B, hidden]."""
@@ -318,10 +318,10 @@ class Head(nn.Module):
 
     def forward(self, embedding: Tensor) -> Tensor:
         """[B, E] -> [B, K]."""
-        logits = self.logits_and_features(embedding[:, self.frozen :])[0]
+        logits = self.logits_and_features(embedding[:, self.frozen_size :])[0]
         if self.radial is None:
             return logits
-        joined: Tensor = self.radial.beside * logits + self.radial(embedding[:, : self.frozen])
+        joined: Tensor = self.radial.beside * logits + self.radial(embedding[:, : self.frozen_size])
         return joined
 
 
@@ -341,8 +341,8 @@ class TaggerNetwork(nn.Module):
             branches.append(TextureBranch(self.config))
         self.branches = nn.ModuleList(branches)
         self.embedding_size = sum(branch.embedding_size for branch in branches)
-        frozen = sum(branch.frozen_size for branch in branches if isinstance(branch, MusicalBranch))
-        self.head = Head(self.config, frozen, self.embedding_size - frozen, len(self.tags))
+        frozen_size = sum(branch.frozen_size for branch in branches if isinstance(branch, MusicalBranch))
+        self.head = Head(self.config, frozen_size, self.embedding_size - frozen_size, len(self.tags))
 
     def embed(self, segments: Tensor) -> Tensor:
         """Segments of audio [B, 80000] in [-1, 1] at 16 kHz -> embeddings [B, E], row by row."""

@@ -196,10 +196,11 @@ class Student:
 
 def with_fast_filters(branch: Branch) -> Branch:
     """The branch without frozen convolutions, filters that do not learn being copies in their fast shape."""
-    if not (isinstance(branch, MusicalBranch) and _is_frozen(branch.filters)):
+    if not isinstance(branch, MusicalBranch):
         return branch
+    filters = unfold_filters(branch).filters if _is_frozen(branch.filters) else branch.filters
     fast = copy.copy(branch)
-    fast._modules = dict(branch._modules, filters=unfold_filters(branch).filters, frozen=None)
+    fast._modules = dict(branch._modules, filters=filters, frozen=None)
     return fast
 
 

@@ -52,7 +52,7 @@ def radial_of(network: TaggerNetwork) -> RadialBasis:
 
 def rest_of(network: TaggerNetwork, embeddings: Tensor) -> Tensor:
     """The logits of the rest of the head [B, K]."""
-    return network.head.logits_and_features(embeddings[:, network.head.frozen :])[0]
+    return network.head.logits_and_features(embeddings[:, network.head.frozen_size :])[0]
 
 
 def test_they_are_gaussians_round_the_centres_and_a_line() -> None:
@@ -101,7 +101,7 @@ def test_beside_them_the_rest_counts_little_where_words_are_trusted_and_else_twi
 
     fit_radial(network, material_of(labels, words), seed=0)
 
-    frozen = embeddings[:, : network.head.frozen]
+    frozen = embeddings[:, : network.head.frozen_size]
     expected = torch.tensor([2.0, 0.1]) * rest_of(network, embeddings) + radial_of(network)(frozen)
     torch.testing.assert_close(network.classify(embeddings), expected)
 

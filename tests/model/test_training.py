@@ -270,6 +270,15 @@ def test_filters_that_do_not_learn_are_computed_fast_and_the_rest_of_their_branc
     assert all(parameter.grad is None for parameter in branch.filters.parameters())
 
 
+def test_frozen_convolutions_are_left_out_of_training_even_where_filters_learn() -> None:
+    branch = MusicalBranch(NetworkConfig(mid=4, frozen=2, centres=8)).eval()
+    mel = torch.rand(2, 1, 96, 313)
+
+    learnt = with_fast_filters(branch)(mel)
+
+    torch.testing.assert_close(learnt, branch(mel)[:, branch.frozen_size :])
+
+
 def test_masks_hide_at_most_a_stripe_of_bands_and_of_frames() -> None:
     mel = torch.ones(16, 96, 313)
 
