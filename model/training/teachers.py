@@ -64,7 +64,7 @@ class LiveMusicnn(nn.Module):
 
     def forward(self, mel: Tensor) -> tuple[Tensor, Tensor]:
         """[B, 96, 187] -> ([B, 200], [B, 50])."""
-        frames = self.branch.frames(self.mel_norm(mel[:, None]))
+        frames = self.branch.frames(self.branch.front(self.mel_norm(mel[:, None])))
         features = self.branch.features(torch.cat([frames.amax(2), frames.mean(2)], 1))
         return features, self.out(features).sigmoid()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.network import MusicalBranch, NetworkConfig, TaggerNetwork
 from model.training import warm_start
+from model.training.teachers import FEATURES, MUSICNN_FRAMES, Compiled, LiveMusicnn
 from model.training.warm_start import Weights, config_of, load_musical_branch
 
 FILTERS = ((7, 38, 5), (7, 67, 4), (128, 1, 3), (64, 1, 3), (32, 1, 4))
@@ -17,6 +18,7 @@ DEAD = (2, 1, 1, 0, 3)
 """How many of each weight decay took to zero."""
 MID, DEAD_MID = 10, (6, 1, 0)
 """Channels of the convolutions over time; how many each of the three writes no more."""
+WORDS = 50
 EDGE = 9
 """Frames at both ends where a constant counts as a constant, and the padding of musicnn as zero."""
 
@@ -36,7 +38,12 @@ def weights() -> Weights:
         found[name + "/kernel"] = kernel.astype(np.float32)
         found[name + "/bias"] = rng.standard_normal(number).astype(np.float32)
         found |= norm(index + 1, number, rng)
-    return found | norm(0, 1, rng)
+    pooled = 2 * (front + 3 * MID)
+    dense = {"dense": (pooled, FEATURES), "dense_1": (FEATURES, WORDS)}
+    for name, shape in dense.items():
+        found[name + "/kernel"] = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
+        found[name + "/bias"] = rng.standard_normal(shape[1]).astype(np.float32)
+    return found | norm(0, 1, rng) | norm(9, pooled, rng) | norm(10, FEATURES, rng)
 
 
 def norm(index: int, channels: int, rng: np.random.Generator) -> Weights:
@@ -105,3 +112,16 @@ def test_the_frozen_convolutions_find_what_those_that_will_learn_begin_with(weig
     torch.testing.assert_close(found[2][:, :, inner], second[:, order, inner], atol=1e-4, rtol=1e-4)
     inner = slice(EDGE // 2 + 1, -EDGE // 2)
     torch.testing.assert_close(found[3][:, :, inner], third[:, order, ::2][:, :, inner], atol=1e-4, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_all_of_musicnn_teaches_in_openvino_as_in_pytorch(weights: Weights) -> None:
+    teacher = LiveMusicnn(weights)
+    windows = log_mel()[:, 0, :, :MUSICNN_FRAMES]
+
+    features, scores = Compiled(teacher, windows[:1])(windows)
+
+    expected = teacher(windows)
+    assert scores.shape == (2, WORDS)
+    torch.testing.assert_close(torch.from_numpy(features), expected[0], atol=0.05, rtol=0.05)
+    torch.testing.assert_close(torch.from_numpy(scores), expected[1], atol=0.02, rtol=0)
