@@ -39,10 +39,9 @@ def weights() -> Weights:
         found[name + "/bias"] = rng.standard_normal(number).astype(np.float32)
         found |= norm(index + 1, number, rng)
     pooled = 2 * (front + 3 * MID)
-    dense = {"dense": (pooled, FEATURES), "dense_1": (FEATURES, WORDS)}
-    for name, shape in dense.items():
-        found[name + "/kernel"] = (rng.standard_normal(shape) / np.sqrt(shape[0])).astype(np.float32)
-        found[name + "/bias"] = rng.standard_normal(shape[1]).astype(np.float32)
+    for name, inputs, outputs in (("dense", pooled, FEATURES), ("dense_1", FEATURES, WORDS)):
+        found[name + "/kernel"] = rng.standard_normal((inputs, outputs)).astype(np.float32) / inputs**0.5
+        found[name + "/bias"] = rng.standard_normal(outputs).astype(np.float32)
     return found | norm(0, 1, rng) | norm(9, pooled, rng) | norm(10, FEATURES, rng)
 
 
