@@ -1,14 +1,18 @@
 """Gather free music without labels, for the public taggers to teach from.
 
-`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of five kinds:
+`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of six kinds:
 
-* `debian`: other parts of the music in the Debian packages that a corpus names (its training split only);
+* `debian`: other parts of the music in the Debian packages that a corpus names (its training split only), or
+  in others (`--packages`);
 * `module`: the tracker modules in them, rendered by `openmpt123`;
 * `midi`: accompaniments in every style that `mma` knows, rendered by `fluidsynth` with several free
   soundfonts;
 * `mix`: a piece of the corpus that is sung, laid over one of the above: a voice over anything is `vocal`;
   its source names both, so that whoever leaves one of them out leaves the mix out;
-* `other`: speech, game sounds, noise and tones, which are no music: no tag applies.
+* `field`: recordings of weather, water, animals, crowds and machines, which games play as ambience;
+* `other`: speech, game sounds, noise and tones.
+
+The last two are no music: no tag applies.
 
 Needs Debian's `mma`, `fluidsynth`, `openmpt123`, the soundfont packages, and `apt-get download`.
 Nothing of it is needed to use or to retrain the tagger on labelled clips of one's own.
@@ -20,7 +24,8 @@ import random
 import re
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +47,41 @@ PIECE_S = 29.0
 PIECE = int(PIECE_S * SAMPLE_RATE_HZ)
 AUDIO_SUFFIXES = {".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav", ".m4a"}
 MODULE_SUFFIXES = {".mod", ".xm", ".s3m", ".it"}
+ARCHIVE_SUFFIXES = {".zip", ".pk3"}
+"""Of games' ZIP archives."""
 PIECES_PER_TRACK = 4
+FIELD_RECORDINGS = {
+    "0ad-data": r"audio/ambient/",
+    "ardentryst": r"Sounds/.*_loop",
+    "btanks-data": r"sounds/ambient/",
+    "caveexpress-data": r"sounds/(cave|water)",
+    "circuslinux-data": r"applause|cheering",
+    "csoundqt-examples": r"Seashore",
+    "flare-game": r"environment/",
+    "flightgear-data-base": r"Sounds/[^/]*(engine|prop|rain|rotor|thunder|tires|turb|water|wave|wind)",
+    "krank": r"menu/water",
+    "lincity-ng-data": r"sounds/(Farm|Fire|Market|Organic|Rail|Sports|Water|WindMill)",
+    "lugaru-data": r"Sounds/(DesertAmbient|Fire|Wind)",
+    "megaglest-data": r"tilesets/.*/(day|desertday|night|nightime|rain|sunny_day|wind)",
+    "minetest-data": r"env_sounds|fire",
+    "plee-the-bear-data": r"weather/",
+    "redeclipse-data": r"(ambience|morph)/.*(cave|cricket|fire|forest|lava|machine|rain|river|water|wind)",
+    "scorched3d-data": r"misc/(birds|city|cheering|factory|frogs|jet|lava|ocean|rain|thunder)",
+    "searchandrescue-data": r"engine|rotor|thunder",
+    "simutrans-pak64": r"(Water|desert|forest|seagulls)",
+    "supertuxkart-data": r"sfx/.*(birds|engine|fireworks|machine|rain|river|static|waterfall)",
+    "tuxfootball": r"crowd",
+    "ufoai-sound": r"(arcticwind|city|cricket|fire|machine|pump|smallfire|steam|thunder|turbine|water|wind)",
+    "unknown-horizons": r"audio/sounds/",
+    "wesnoth-1.16-data": r"ambient/(bird|camp|morning|night|ship)",
+}  # fmt: skip
+"""Packages that hold recordings of the world, and by what their paths are known."""
+NOTHING = r"(?!)"
+"""Matches no path."""
+DEBIAN = "Debian package "
+"""What stands before a package's name in a source."""
+SHORT_S = 8.0
+"""Field recordings below this are joined: repeated for 29 s they would have a beat."""
 SPEECH_PACKAGES = [f"asterisk-core-sounds-{language}-wav" for language in ("en", "es", "fr", "it", "ru")]
 SOUNDFONTS = {
     "sf2/FluidR3_GM.sf2": 4,
@@ -79,7 +118,16 @@ def unpack(package: str, work: Path) -> Path:
             folder.mkdir(parents=True)
             for archive in Path(scratch).glob("*.deb"):
                 subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)  # noqa: S603, S607
+        for archive in [f for f in folder.rglob("*") if f.suffix in ARCHIVE_SUFFIXES and f.is_file()]:
+            unzip_audio(archive)
     return folder
+
+
+def unzip_audio(archive: Path) -> None:
+    """Unpack what is audio in a ZIP archive into a folder beside it."""
+    with zipfile.ZipFile(archive) as content:
+        names = [name for name in content.namelist() if Path(name).suffix.lower() in AUDIO_SUFFIXES]
+        content.extractall(archive.with_suffix(".unpacked"), names)
 
 
 def fit(samples: Samples, start: int = 0) -> Samples:
@@ -91,6 +139,8 @@ def fit(samples: Samples, start: int = 0) -> Samples:
 def debian_pieces(package: str, work: Path, per_package: int, rng: random.Random) -> Iterator[Piece]:
     """Up to `per_package` pieces of a package's music: parts of tracks of at least 10 s, and modules."""
     files = sorted(f for f in unpack(package, work).rglob("*") if f.is_file() and not f.is_symlink())
+    no_music = re.compile(FIELD_RECORDINGS.get(package, NOTHING), re.IGNORECASE)
+    files = [f for f in files if not no_music.search(f.as_posix())]
     tracks = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and f.stat().st_size > 100_000]
     modules = [f for f in files if f.suffix.lower() in MODULE_SUFFIXES]
     chosen = rng.sample(tracks + modules, min(per_package, len(tracks + modules)))
@@ -101,17 +151,38 @@ def debian_pieces(package: str, work: Path, per_package: int, rng: random.Random
             name = re.sub(r"[^A-Za-z0-9]+", "-", track.stem)
             yield Piece(
                 f"debian-{package}-{name}-{track.stat().st_size}-{index}",
-                f"Debian package {package}",
+                f"{DEBIAN}{package}",
                 track.name,
                 fit(samples, start),
                 {},
             )
 
 
-def read_track(path: Path) -> Samples:
-    """Up to 20 minutes of a file as [T]; [0] where it cannot be read or is shorter than 10 s."""
+def field_pieces(package: str, folder: Path, most: int, rng: random.Random) -> Iterator[Piece]:
+    """Up to `most` pieces of a package's field recordings: each long one, and short ones joined."""
+    files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in AUDIO_SUFFIXES and f.is_file())
+    known = re.compile(FIELD_RECORDINGS[package], re.IGNORECASE)
+    chosen = [f for f in files if known.search(f.relative_to(folder).as_posix())]
+    tracks = ((f"{f.stem}-{f.stat().st_size}", read_track(f, min_s=1.0)) for f in chosen)
+    heard = {name: samples for name, samples in tracks if len(samples)}
+    short = {name: samples for name, samples in heard.items() if len(samples) < SHORT_S * SAMPLE_RATE_HZ}
+    pieces = {name: fit(samples) for name, samples in heard.items() if name not in short}
+    names = rng.sample(list(short), len(short))
+    while names:
+        title, joined = names[-1], np.zeros(0, np.float32)
+        while names and len(joined) < PIECE:
+            joined = np.concatenate([joined, short[names.pop()]])
+        if len(joined) >= SHORT_S * SAMPLE_RATE_HZ:
+            pieces[title] = fit(joined)
+    source = SOURCES.join(("field", f"{DEBIAN}{package}"))
+    for title in rng.sample(list(pieces), min(most, len(pieces))):
+        yield Piece(f"field-{package}-{title}", source, title, pieces[title], dict.fromkeys(TAGS, 0))
+
+
+def read_track(path: Path, min_s: float = 10.0) -> Samples:
+    """Up to 20 minutes of a file as [T]; [0] where it cannot be read or is shorter than `min_s` seconds."""
     try:
-        return read_audio(path, min_s=10.0, duration_s=1200.0)[0]
+        return read_audio(path, min_s=min_s, duration_s=1200.0)[0]
     except AudioError:
         return np.zeros(0, np.float32)
 
@@ -300,13 +371,25 @@ class Writer:
         self.handle.flush()
 
 
-def gather(manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: int) -> None:
-    """Gather `counts` pieces a kind (`per_package`, `midi`, `mix`, `other`) beside a corpus."""
+def gather(
+    manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: int, packages: Sequence[str] = ()
+) -> None:
+    """Gather `counts` pieces a kind (`per_package`, `field`, `midi`, `mix`, `other`) beside a corpus.
+
+    Music comes from `packages`, or from those that the corpus names.
+
+    Raises:
+        ValueError: a package has clips of the corpus's split for validation.
+    """
     rng = random.Random(seed)  # noqa: S311
-    clips = [clip for clip in read_manifest(manifest, TAGS) if clip.split == "train" and clip.train_ok]
-    packages = sorted(
-        {clip.source.removeprefix("Debian package ") for clip in clips if clip.source.startswith("Debian ")}
-    )
+    everything = read_manifest(manifest, TAGS)
+    clips = [clip for clip in everything if clip.split == "train" and clip.train_ok]
+    held_out = {clip.source.removeprefix(DEBIAN) for clip in everything if clip.split != "train"}
+    if shared := held_out.intersection(packages):
+        raise ValueError(f"the corpus validates on {', '.join(sorted(shared))}; leave these packages out")
+    named = {clip.source.removeprefix(DEBIAN) for clip in clips if clip.source.startswith(DEBIAN)}
+    chosen = list(packages) or sorted(named)
+    outdoors = [name for name in FIELD_RECORDINGS if name not in held_out] if counts["field"] else []
     writer = Writer(out)
     beds: list[Piece] = []
 
@@ -319,7 +402,7 @@ def gather(manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: 
         writer.add(noise_piece(index, rng))
     speech = [f for package in SPEECH_PACKAGES for f in unpack(package, work).rglob("*.wav")]
     sounds = [
-        f for package in packages for f in unpack(package, work).rglob("*.wav") if f.stat().st_size < 300_000
+        f for package in chosen for f in unpack(package, work).rglob("*.wav") if f.stat().st_size < 300_000
     ]
     for index in range(counts["other"]):
         writer.add(speech_piece(index, speech, rng))
@@ -328,8 +411,15 @@ def gather(manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: 
         lambda package: list(
             debian_pieces(package, work, counts["per_package"], random.Random(f"{package} {seed}"))  # noqa: S311
         ),
-        packages,
+        chosen,
         keep,
+    )
+    _in_parallel(
+        lambda package: list(
+            field_pieces(package, unpack(package, work), counts["field"], random.Random(f"{package} {seed}"))  # noqa: S311
+        ),
+        outdoors,
+        writer.add,
     )
     styles = grooves()
     picks = [(i, rng.choice(styles), random.Random(seed + i)) for i in range(counts["midi"])]  # noqa: S311
@@ -356,15 +446,16 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for clips.csv and clips/")
     parser.add_argument("--work", type=Path, required=True, help="folder for unpacked packages (several GB)")
+    parser.add_argument("--packages", nargs="+", default=(), help="of Debian, instead of the corpus's")
     parser.add_argument("--per-package", type=int, default=120, help="pieces a package, at most")
+    parser.add_argument("--field", type=int, default=40, help="field recordings a package, at most")
     parser.add_argument("--midi", type=int, default=800)
     parser.add_argument("--mix", type=int, default=400)
     parser.add_argument("--other", type=int, default=50, help="pieces each of noise, speech and game sounds")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
-    gather(
-        a.manifest, a.out, a.work, {k: getattr(a, k) for k in ("per_package", "midi", "mix", "other")}, a.seed
-    )
+    kinds = ("per_package", "field", "midi", "mix", "other")
+    gather(a.manifest, a.out, a.work, {kind: getattr(a, kind) for kind in kinds}, a.seed, a.packages)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from model.network import (
     TaggerNetwork,
 )
 from model.tagger import window_means
+from model.training.corpus import SOURCES
 from model.training.losses import mix_targets
 from model.training.material import Material, cut_mel
 from model.training.words import TRUST, opinion_scale
@@ -37,8 +38,8 @@ LINE: Final = 0.15
 """The straight line is fitted to an input so much smaller, so that it leaves the most to the Gaussians."""
 LABEL: Final = 1.0
 """A label counts as words that are so many standard deviations from their mean."""
-NOISE: Final = ("noise", 2.0)
-"""A source (see `gather`), and what its labels count as instead: nothing pulls noise down but themselves."""
+NO_MUSIC: Final = (("noise", "field"), 2.0)
+"""Sources (see `gather`), and what their labels count as instead: nothing else pulls these sounds down."""
 SPEECH: Final = ("speech", "vocal")
 """A source, and a tag that it leaves open here, as speech is near song: the rest of the network tells them
 apart. Else the vocal ROC-AUC was 0.01 lower on human clips of sources left out."""
@@ -119,8 +120,9 @@ def targets_of_windows(
     by_second = material.words[index].astype(np.float64)
     starts = [min(int(number * SEGMENT_S), len(by_second) - length) for number in range(windows)]
     words = np.stack([_mean_of_known(by_second[start : start + length]) for start in starts])
-    source, counts_as = NOISE
-    strength = counts_as if material.clips[index].source == source else LABEL
+    sources, counts_as = NO_MUSIC
+    first = material.clips[index].source.split(SOURCES)[0]
+    strength = counts_as if first in sources else LABEL
     labels = np.tile(strength * (2 * material.labels[index].astype(np.float64) - 1), (windows, 1))
     mixed: NDArray[np.float64] = mix_targets(*map(torch.from_numpy, (labels, words, trust))).numpy()
     return mixed

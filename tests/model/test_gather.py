@@ -1,6 +1,7 @@
 """Gathering music: where pieces of a track start, and what a mix and a piece of noise are."""
 
 import random
+import zipfile
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,20 @@ from hypothesis import strategies as st
 from model.audio import read_audio
 from model.tags import TAGS
 from model.training.corpus import SOURCES, Clip, read_manifest
-from model.training.gather import PIECE, Piece, Writer, fit, mix_piece, noise_piece, read_track, spread
+from model.training.gather import (
+    PIECE,
+    Piece,
+    Writer,
+    field_pieces,
+    fit,
+    gather,
+    mix_piece,
+    noise_piece,
+    read_track,
+    spread,
+    unzip_audio,
+    write_flac,
+)
 
 CLIPS = Path(__file__).parents[1] / "clips"
 
@@ -54,6 +68,42 @@ def test_a_mix_is_vocal_and_names_the_sources_of_both() -> None:
     assert mix.labels == {"vocal": 1}
     assert np.abs(mix.samples).max() == pytest.approx(0.9, abs=0.01)
     assert 0.2 < abs(np.corrcoef(mix.samples, bed.samples)[0, 1]) < 0.9
+
+
+def test_long_field_recordings_are_pieces_and_short_ones_are_joined(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 12 * 16_000).astype(np.float32)
+    (tmp_path / "menu").mkdir()
+    for name, seconds in {"water-long": 12, "water-1": 5, "water-2": 4, "song": 12}.items():
+        write_flac(tmp_path / "menu" / f"{name}.flac", noise[: seconds * 16_000])
+
+    pieces = list(field_pieces("krank", tmp_path, 40, random.Random(0)))
+
+    assert len(pieces) == 2
+    assert all(len(piece.samples) == PIECE for piece in pieces)
+    assert all(piece.source == SOURCES.join(("field", "Debian package krank")) for piece in pieces)
+    assert all(piece.labels == dict.fromkeys(TAGS, 0) for piece in pieces)
+    assert sum("water-long" in piece.id for piece in pieces) == 1
+
+
+def test_only_audio_is_unpacked_from_an_archive_and_only_beside_it(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "mod.zip", "w") as archive:
+        archive.writestr("audio/rain.ogg", b"rain")
+        archive.writestr("art/tree.png", b"tree")
+        archive.writestr("../../outside.ogg", b"out")
+
+    unzip_audio(tmp_path / "mod.zip")
+
+    found = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
+    assert found == ["mod.unpacked/audio/rain.ogg", "mod.unpacked/outside.ogg", "mod.zip"]
+
+
+def test_a_package_that_the_corpus_validates_on_is_refused(tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.csv"
+    row = "a,a.ogg,val,1,Debian package krank,0,0,1,0"
+    manifest.write_text(f"id,file,split,train_ok,source,{','.join(TAGS)}\n{row}\n")
+
+    with pytest.raises(ValueError, match="validates on krank; leave"):
+        gather(manifest, tmp_path / "out", tmp_path, {}, 1, ["krank", "freecol"])
 
 
 def test_pieces_are_written_as_a_manifest_that_training_reads(tmp_path: Path) -> None:
