@@ -138,9 +138,10 @@ def fit(samples: Samples, start: int = 0) -> Samples:
 
 def debian_pieces(package: str, work: Path, per_package: int, rng: random.Random) -> Iterator[Piece]:
     """Up to `per_package` pieces of a package's music: parts of tracks of at least 10 s, and modules."""
-    files = sorted(f for f in unpack(package, work).rglob("*") if f.is_file() and not f.is_symlink())
+    folder = unpack(package, work)
+    files = sorted(f for f in folder.rglob("*") if f.is_file() and not f.is_symlink())
     no_music = re.compile(FIELD_RECORDINGS.get(package, NOTHING), re.IGNORECASE)
-    files = [f for f in files if not no_music.search(f.as_posix())]
+    files = [f for f in files if not no_music.search(f.relative_to(folder).as_posix())]
     tracks = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and f.stat().st_size > 100_000]
     modules = [f for f in files if f.suffix.lower() in MODULE_SUFFIXES]
     chosen = rng.sample(tracks + modules, min(per_package, len(tracks + modules)))
