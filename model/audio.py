@@ -66,8 +66,8 @@ _HEAD_BYTES = 16
 _SEEK_AHEAD_S = 2.0
 _SEEK_FROM_S = 10.0
 # Containers whose time stamps say to the sample where a seek landed: WebM's are off by the codec's delay, and
-# ADTS has none.
-_SEEK_EXACT = frozenset({"wav", "flac", "mp3", "ogg", "m4a", "aiff", "caf", "au", "w64"})
+# ADTS has none. After a seek, a chained Ogg (a radio's recording) seems to end with its first link.
+_SEEK_EXACT = frozenset({"wav", "flac", "mp3", "m4a", "aiff", "caf", "au", "w64"})
 
 _SILENCE_PEAK = 10 ** (-70 / 20)  # -70 dBFS: above the dither of 16-bit silence (-84 dBFS), below any music
 _GARBAGE_PEAK = 2.0**20  # float files scaled as 16-bit integers peak at 2**15; more is a broken float
@@ -474,6 +474,16 @@ def _mixer(source: _SourceFormat, rate_hz: int) -> Graph:
             f"The clip claims {source.channels} channels at {source.rate_hz} Hz, which cannot be mixed.",
             f"Send at most {_MAX_CHANNELS} channels at 4 to 768 kHz.",
         )
+    try:
+        return _mean_of_channels(source, rate_hz)
+    except av.FFmpegError as error:  # such as a layout of 32 channels whose name FFmpeg cannot read back
+        raise UndecodableAudioError(
+            f"FFmpeg cannot mix the clip's {source.channels} channels ({source.layout[:60]}).",
+            "Mix them down to stereo or mono and send that.",
+        ) from error
+
+
+def _mean_of_channels(source: _SourceFormat, rate_hz: int) -> Graph:
     graph = Graph()
     mean = "+".join(f"{1 / source.channels}*c{channel}" for channel in range(source.channels))
     chain_of_filters = [

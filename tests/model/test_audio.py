@@ -294,6 +294,18 @@ class TestFormats:
 
         assert len(heard) / RATE >= 2.9
 
+    @pytest.mark.parametrize("start_s", [9.0, 17.0, 20.0])
+    def test_a_part_of_an_ogg_chain_may_lie_in_any_link(
+        self, long_clip_as: Callable[[str], bytes], start_s: float
+    ) -> None:
+        chain = 2 * long_clip_as("ogg-opus")
+        whole, _ = read_audio(chain)
+
+        part, _ = read_audio(chain, start_s=start_s, duration_s=4.0)
+
+        assert len(part) == 4 * RATE
+        assert likeness(part, whole[int(start_s * RATE) :][: 4 * RATE]) > 0.99
+
 
 class TestSources:
     def test_bytes_path_and_file_give_the_same(
@@ -430,6 +442,15 @@ class TestFailures:
         clip = verse_as("m4a-index-last")
 
         check_refused(clip[: len(clip) // 2], UndecodableAudioError)
+
+    def test_more_named_channels_than_ffmpeg_can_read_back_are_refused(self) -> None:
+        guid = bytes.fromhex("0100000000001000800000aa00389b71")
+        layout = struct.pack("<HHIIHHHHI", 0xFFFE, 32, RATE, 64 * RATE, 64, 16, 22, 16, 0xFFFFFFFF) + guid
+        data = np.random.default_rng(0).integers(-9999, 9999, 32 * 2 * RATE).astype("<i2").tobytes()
+        body = b"WAVEfmt " + struct.pack("<I", len(layout)) + layout
+        body += b"data" + struct.pack("<I", len(data)) + data
+
+        check_refused(b"RIFF" + struct.pack("<I", len(body)) + body, UndecodableAudioError)
 
     @pytest.mark.parametrize(("channels", "rate_hz"), [(1, 100), (1, 4_000_000), (100, 16000)])
     def test_a_clip_that_would_blow_up_is_refused(self, channels: int, rate_hz: int) -> None:
