@@ -6,6 +6,7 @@ the same.
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from model.frontend import SAMPLE_RATE_HZ
 from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, NetworkConfig, TaggerNetwork
 
 SHIPPED: Final = Path(__file__).parent / "weights"
@@ -53,7 +55,7 @@ class Bundle:
     meanings: dict[str, str] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     training_data: list[dict[str, Any]] = field(default_factory=list)
-    sample_rate_hz: int = 16_000
+    sample_rate_hz: int = SAMPLE_RATE_HZ
     window_s: float = SEGMENT_S * SEGMENTS_PER_WINDOW
     hop_s: float = SEGMENT_S
     sha256: str = ""
@@ -84,16 +86,15 @@ def load_bundle(folder: Path = SHIPPED) -> tuple[Bundle, TaggerNetwork]:
     card = _read_card(folder / CARD_FILE)
     weights = _read(folder / WEIGHTS_FILE)
     digest = hashlib.sha256(weights).hexdigest()
-    if digest != card["sha256"]:
+    if digest != card.get("sha256"):
         raise BundleError(
-            f"{folder / WEIGHTS_FILE}: SHA-256 is {digest}, but {CARD_FILE} says {card['sha256']}; "
+            f"{folder / WEIGHTS_FILE}: SHA-256 is {digest}, but {CARD_FILE} says {card.get('sha256')}; "
             "the file is damaged or of another bundle: copy both files again"
         )
-    bundle = _parse(folder, card)
-    network = TaggerNetwork(bundle.tags, bundle.network)
+    bundle, network = _parse(folder, card)
     try:
         missing, unexpected = network.load_state_dict(load_tensors(weights), strict=False)
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, KeyError) as error:  # KeyError: of numbers that torch has not
         raise BundleError(
             f"{folder / WEIGHTS_FILE}: does not fit the network of {CARD_FILE}: {error}"
         ) from error
@@ -118,22 +119,44 @@ def _read(path: Path) -> bytes:
 def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(_read(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: is not JSON ({error}); copy the bundle again") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         raise BundleError(f"{path}: is not a bundle of format {FORMAT}; train it again with this version")
     return card
 
 
-def _parse(folder: Path, card: dict[str, Any]) -> Bundle:
+def _parse(folder: Path, card: dict[str, Any]) -> tuple[Bundle, TaggerNetwork]:
     values = {key: value for key, value in card.items() if key != "format"}
     try:
-        values["tags"] = tuple(card["tags"])
+        values["tags"] = tags = _tags(card["tags"])
         values["network"] = NetworkConfig.from_json(card["network"])
-        values["calibration"] = {tag: Calibration(**card["calibration"][tag]) for tag in card["tags"]}
-        values["thresholds"] = {tag: float(card["thresholds"][tag]) for tag in card["tags"]}
-        return Bundle(**values)
-    except (KeyError, TypeError, ValueError) as error:
+        values["calibration"] = {tag: Calibration(**_numbers(card["calibration"][tag])) for tag in tags}
+        values["thresholds"] = _numbers({tag: card["thresholds"][tag] for tag in tags})
+        bundle = Bundle(**values)
+        _check_time(bundle)
+        return bundle, TaggerNetwork(tags, bundle.network)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         raise BundleError(
             f"{folder / CARD_FILE}: {error!r} is missing or wrong; train the bundle again"
         ) from error
+
+
+def _tags(names: list[str]) -> tuple[str, ...]:
+    if not names or len(set(names)) < len(names):
+        raise ValueError("tags")
+    return tuple(names)
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    numbers = {name: float(value) for name, value in values.items()}
+    if not all(map(math.isfinite, numbers.values())):
+        raise ValueError(str(values))
+    return numbers
+
+
+def _check_time(bundle: Bundle) -> None:
+    """What the card says of time must be what the network does: at another rate it would hear nonsense."""
+    told = bundle.sample_rate_hz, bundle.window_s, bundle.hop_s
+    if told != (SAMPLE_RATE_HZ, SEGMENT_S * SEGMENTS_PER_WINDOW, SEGMENT_S):
+        raise ValueError(f"sample_rate_hz, window_s, hop_s: {told}")

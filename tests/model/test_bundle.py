@@ -1,6 +1,9 @@
 """Bundles: what is written is what is read, and a bundle that is not whole is refused with a reason."""
 
+import hashlib
 import json
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,7 +71,18 @@ def break_json(folder: Path) -> None:
     (folder / CARD_FILE).write_text("{")
 
 
-def change(**values: object) -> object:
+def nest_json(folder: Path) -> None:
+    (folder / CARD_FILE).write_text("[" * 100_000)
+
+
+def strange_numbers(folder: Path) -> None:
+    header = json.dumps({"x": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}}).encode()
+    weights = struct.pack("<Q", len(header)) + header + b"\0"
+    (folder / WEIGHTS_FILE).write_bytes(weights)
+    change(sha256=hashlib.sha256(weights).hexdigest())(folder)
+
+
+def change(**values: object) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         path = folder / CARD_FILE
         path.write_text(json.dumps(json.loads(path.read_text()) | values))
@@ -88,6 +102,17 @@ def change(**values: object) -> object:
         (change(thresholds={}), "thresholds|house"),
         (change(network={"mid": 6}), "does not fit"),
         (change(surprise=1), "surprise"),
+        (change(sha256=None), "SHA-256"),
+        (change(network=None), "wrong"),
+        (change(network={"hidden": -1}), "wrong"),
+        (change(network={"dropout": 5}), "wrong"),
+        (change(tags=["house", "house"]), "tags"),
+        (change(thresholds={"house": float("nan"), "ambient": 0.5}), "nan"),
+        (change(calibration={tag: {"scale": "steep"} for tag in ("house", "ambient")}), "steep"),
+        (change(sample_rate_hz=8000), "sample_rate_hz"),
+        (change(hop_s=0), "hop_s"),
+        (nest_json, "not JSON"),
+        (strange_numbers, "does not fit"),
     ],
     ids=[
         "no weights",
@@ -99,6 +124,17 @@ def change(**values: object) -> object:
         "thresholds",
         "network",
         "unknown",
+        "no sum",
+        "no network",
+        "size below 0",
+        "dropout",
+        "a tag twice",
+        "threshold",
+        "calibration",
+        "sample rate",
+        "hop",
+        "deep json",
+        "numbers unknown to torch",
     ],
 )
 def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path, harm: object, message: str) -> None:
