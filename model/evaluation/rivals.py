@@ -282,7 +282,9 @@ def _macro(
     difference = ours - theirs
     if np.isnan(difference[0]):
         return ["No mean over the tags: one of them has no positive."]
-    low, high = interval(difference[1:])
+    judged = ~np.isnan(labels).all(axis=1)
+    several = len(set(np.array(evaluation.sources)[judged])) > 1  # of one, every resample is the same
+    low, high = interval(difference[1:]) if several else (np.nan, np.nan)
     return [
         f"Mean over the tags of the average precision: ours {ours[0]:.3f}, the linear probe {theirs[0]:.3f},"
         f" difference {Estimate(difference[0], low, high)}."

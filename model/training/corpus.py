@@ -39,11 +39,13 @@ def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
     """Read every row of a manifest.
 
     Raises:
-        ManifestError: the file is missing or empty, lacks a column, or holds a label other than 1, 0, a soft
-            label between them, or nothing.
+        ManifestError: the file is missing, empty or not UTF-8, lacks a column, or holds a label other than 1,
+            0, a soft label between them, or nothing.
     """
     try:
-        with path.open(newline="", encoding="utf-8") as handle:
+        with path.open(
+            newline="", encoding="utf-8-sig"
+        ) as handle:  # with the mark that Excel writes, or without
             reader = csv.DictReader(handle)
             _check_columns(path, reader.fieldnames or (), tags)
             clips = [_clip(path, line, row, tags) for line, row in enumerate(reader, start=2)]
@@ -51,6 +53,8 @@ def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror}); give the path of a manifest CSV"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: is not UTF-8 ({error.reason}); save it as CSV UTF-8") from error
     if not clips:
         raise ManifestError(f"{path}: no rows below the header; add a row a clip")
     _check_ids(path, clips)

@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 
 
 def plot_curves(log: Path, picture: Path) -> None:
-    """Losses, and ROC-AUC a tag on held-out sources, against the step, from a run's log.csv."""
+    """Losses, and ROC-AUC a tag on held-out clips, against the step, from a run's log.csv."""
     with log.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     steps = [int(row["step"]) for row in rows]
@@ -20,7 +20,7 @@ def plot_curves(log: Path, picture: Path) -> None:
     for name in (column for column in rows[0] if column.startswith("auc_")):
         right.plot(steps, [float(row[name]) for row in rows], marker=".", label=name.removeprefix("auc_"))
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    right.set(xlabel="step", ylabel="ROC-AUC, held-out sources", ylim=(None, 1.0))
+    right.set(xlabel="step", ylabel="ROC-AUC, held-out clips", ylim=(None, 1.0))
     for axes in (left, right):
         axes.legend()
         axes.grid(alpha=0.3)

@@ -27,6 +27,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -113,13 +114,16 @@ def unpack(package: str, work: Path) -> Path:
     """Unpack a Debian package into `work/package`, once; the folder is empty where it cannot be had."""
     folder = work / package
     if not folder.exists():
-        with tempfile.TemporaryDirectory() as scratch:
+        work.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=work) as scratch:
             subprocess.run(["apt-get", "download", package], cwd=scratch, check=False, capture_output=True)  # noqa: S603, S607
-            folder.mkdir(parents=True)
+            whole = Path(scratch) / "whole"
+            whole.mkdir()
             for archive in Path(scratch).glob("*.deb"):
-                subprocess.run(["dpkg-deb", "-x", archive, folder], check=True)  # noqa: S603, S607
-        for archive in [f for f in folder.rglob("*") if f.suffix in ARCHIVE_SUFFIXES and f.is_file()]:
-            unzip_audio(archive)
+                subprocess.run(["dpkg-deb", "-x", archive, whole], check=True)  # noqa: S603, S607
+            for archive in [f for f in whole.rglob("*") if f.suffix in ARCHIVE_SUFFIXES and f.is_file()]:
+                unzip_audio(archive)
+            whole.rename(folder)
     return folder
 
 
@@ -195,7 +199,8 @@ def render_module(path: Path) -> Samples:
         command: list[str | Path] = [
             "openmpt123", "--quiet", "--batch", "--end-time", "180", "--output", wav, "--", path,
         ]  # fmt: skip
-        subprocess.run(command, capture_output=True, check=False, timeout=120)  # noqa: S603
+        with suppress(subprocess.TimeoutExpired):  # what there is by then may be enough
+            subprocess.run(command, capture_output=True, check=False, timeout=120)  # noqa: S603
         return read_track(wav) if wav.exists() else np.zeros(0, np.float32)
 
 
@@ -260,7 +265,7 @@ def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece
         try:
             subprocess.run([*command, sf, midi], capture_output=True, check=True, timeout=120)  # noqa: S603
             samples, _ = read_audio(wav, min_s=10.0, duration_s=45.0)
-        except (AudioError, subprocess.TimeoutExpired):
+        except (AudioError, OSError, subprocess.SubprocessError):
             return None
     title = f"{path.stem}:{groove} with {Path(soundfont).stem}"
     return Piece(f"midi-{index}", "mma", title, fit(samples), {"vocal": 0})
@@ -329,7 +334,7 @@ def write_flac(path: Path, samples: Samples) -> None:
 
 
 class Writer:
-    """Writes pieces as FLAC files and rows of a manifest; pieces that are there already are kept."""
+    """Writes pieces as FLAC files and rows of a manifest, both anew."""
 
     COLUMNS = (
         "id",
@@ -380,7 +385,8 @@ def gather(
     Music comes from `packages`, or from those that the corpus names.
 
     Raises:
-        ValueError: a package has clips of the corpus's split for validation.
+        ValueError: a package has clips of the corpus's split for validation, or no speech or game sounds
+            could be had.
     """
     rng = random.Random(seed)  # noqa: S311
     everything = read_manifest(manifest, TAGS)
@@ -405,6 +411,8 @@ def gather(
     sounds = [
         f for package in chosen for f in unpack(package, work).rglob("*.wav") if f.stat().st_size < 300_000
     ]
+    if counts["other"] and not (speech and sounds):
+        raise ValueError("no speech or no game sounds: can `apt-get download` get Debian's packages here?")
     for index in range(counts["other"]):
         writer.add(speech_piece(index, speech, rng))
         writer.add(sounds_piece(index, sounds, rng))

@@ -53,6 +53,17 @@ def test_a_manifest_that_cannot_be_used_says_where_and_why(tmp_path: Path, text:
         read_manifest(path, ("house", "ambient") if "ambient" in text else ("house",))
 
 
+def test_a_manifest_that_excel_saved_is_read_and_one_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text("id,file,house\nä,a.wav,1\n", encoding="utf-8-sig")
+
+    assert [clip.id for clip in read_manifest(path, ("house",))] == ["ä"]
+
+    path.write_text("id,file,house\nä,a.wav,1\n", encoding="latin-1")
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        read_manifest(path, ("house",))
+
+
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"none\.csv: cannot be read"):
         read_manifest(tmp_path / "none.csv", ("house",))

@@ -139,6 +139,17 @@ def test_section_tells_the_mean_beside_the_probe(evaluation: Evaluation, rivals:
     assert text.count("| linear probe | all 4 words |") == 2
 
 
+def test_where_all_labels_are_of_one_source_the_mean_has_no_interval(
+    evaluation: Evaluation, rivals: Rivals
+) -> None:
+    alike = tuple(clip(number, item.labels[0], source="x") for number, item in enumerate(evaluation.clips))
+    alone = Evaluation("ours", ("pop",), (0.5,), alike[:30], evaluation.scores[:30])
+
+    text = "\n".join(rivals_section(alone, rivals, (*alike[:30], *evaluation.clips[30:]), resamples=100))
+
+    assert re.search(r"difference -?\d\.\d{3}\.", text)
+
+
 def test_labels_of_the_public_taggers_count_among_all_labels_only(
     evaluation: Evaluation, rivals: Rivals
 ) -> None:
