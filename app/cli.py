@@ -349,7 +349,8 @@ def train(
         ),
     ] = None,
     soft_labels: Annotated[
-        Path | None, typer.Option(help="Scores of other taggers (npz) to distil from.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Scores of other taggers (npz) to distil from."),
     ] = None,
     teachers: Annotated[
         Path | None, typer.Option(help="Folder of the public taggers, to distil from.")
@@ -382,7 +383,7 @@ def train(
         typer.Option(help="calibration.json of a cross-validation; none: fitted on the split val."),
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Batches to descend on.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Windows a batch.")] = None,
+    batch: Annotated[int | None, typer.Option(min=2, help="Windows a batch.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the learning rate.")] = None,
     distillation: Annotated[
         float | None, typer.Option(min=0, help="Weight of the distillation loss.")

@@ -32,7 +32,7 @@ POOLS_PER_SEGMENT: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class NetworkConfig:
-    """Shape of the network; the defaults are those of the shipped bundle."""
+    """Shape of the network."""
 
     timbral: tuple[tuple[int, int, int], ...] = ((38, 7, 23), (67, 7, 14))
     """Tall filters: (mel bands, frames, number)."""
@@ -332,7 +332,7 @@ class TaggerNetwork(nn.Module):
         super().__init__()
         self.tags = tuple(tags)
         self.config = config or NetworkConfig()
-        self.log_mel = LogMel()
+        self.log_mel = LogMel(levelled=True)
         self.mel_norm = nn.BatchNorm2d(1, eps=1e-3)
         branches: list[MusicalBranch | TextureBranch] = []
         if self.config.musical:
@@ -349,7 +349,7 @@ class TaggerNetwork(nn.Module):
         return self.embed_mel(self.log_mel(segments))
 
     def embed_mel(self, mel: Tensor) -> Tensor:
-        """Log-mel of segments [B, 96, T] -> embeddings [B, E]."""
+        """Log-mel of segments, levelled, [B, 96, T] -> embeddings [B, E]."""
         normed = self.mel_norm(mel[:, None])
         return torch.cat([branch(normed) for branch in self.branches], 1)
 

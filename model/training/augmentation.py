@@ -5,7 +5,6 @@ that `model/evaluation/robustness.py` measures the very distortions that trainin
 """
 
 import io
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Final, cast
@@ -18,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from model.audio import AudioError, read_audio
-from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel
+from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel, compress, expand
 
 Samples = NDArray[np.float32]
 Generator = np.random.Generator
@@ -148,8 +147,9 @@ def saturate(samples: Samples, rng: Generator) -> Samples:
 
 
 def silence_at_ends(samples: Samples, rng: Generator) -> Samples:
-    """Up to 3 s of silence before or after, with a short fade."""
-    quiet, fade = int(rng.uniform(0.2, 3.0) * SAMPLE_RATE_HZ), SAMPLE_RATE_HZ // 10
+    """Up to 3 s, and a third of the clip, of silence before or after, with a short fade."""
+    quiet = min(int(rng.uniform(0.2, 3.0) * SAMPLE_RATE_HZ), len(samples) // 3)
+    fade = min(SAMPLE_RATE_HZ // 10, len(samples) - quiet)
     envelope = np.ones(len(samples), np.float32)
     envelope[:quiet] = 0.0
     envelope[quiet : quiet + fade] = np.linspace(0.0, 1.0, fade)
@@ -225,7 +225,7 @@ def band_curve(rng: Generator) -> NDArray[np.float32]:
 def blend(mel: Tensor, under: Tensor, below_db: Tensor, curve_db: Tensor) -> Tensor:
     """Lay windows under others, so far below them in power, and equalise: on log-mels, as if on audio.
 
-    Powers add up where two sounds are not correlated. The log-mel is that of `LogMel`.
+    Powers add up where two sounds are not correlated.
 
     Args:
         mel: [B, S, 96, T].
@@ -233,10 +233,10 @@ def blend(mel: Tensor, under: Tensor, below_db: Tensor, curve_db: Tensor) -> Ten
         below_db: mean power of `under` below that of `mel`, [B].
         curve_db: gain by band, [B, 96].
     """
-    power, other = (torch.expm1(math.log(10) * part) for part in (mel, under))
-    ratio = power.mean((1, 2, 3)) / other.mean((1, 2, 3)).clamp_min(1e-6) * 10 ** (-below_db / 10)
+    power, other = expand(mel), expand(under)
+    ratio = power.mean((1, 2, 3)) / other.mean((1, 2, 3)).clamp_min(1e-10) * 10 ** (-below_db / 10)
     mixed = power + other * ratio[:, None, None, None]
-    return torch.log1p(mixed * (10 ** (curve_db / 10))[:, None, :, None]) / math.log(10)
+    return compress(mixed * (10 ** (curve_db / 10))[:, None, :, None])
 
 
 def mask_bands_and_frames(mel: Tensor, rng: Generator) -> Tensor:

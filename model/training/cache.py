@@ -3,11 +3,13 @@
 A clip is there several times: as it is, and distorted as uploads are (`augmentation.distort`), so that dear
 distortions such as a codec's round trip are paid for once and not in every run.
 
-`python -m model.training.cache --manifest CSV --out DIR --teachers DIR --musicnn DIR` can be stopped and
-started again: what is there is kept, in shards of a hundred clips.
+`python -m model.training.cache --manifest CSV --cache DIR --teachers DIR --musicnn DIR` can be stopped and
+started again: what is there is kept, in shards of a hundred clips. A shard whose rows of the manifest have
+changed is made anew.
 """
 
 import argparse
+import hashlib
 import multiprocessing
 import zlib
 from collections.abc import Sequence
@@ -75,7 +77,7 @@ def _stack(lessons: Sequence[Lesson]) -> dict[str, NDArray[np.float16]]:
 def _decode(clip: Clip) -> NDArray[np.float32] | None:
     try:
         samples, _ = read_audio(clip.path, min_s=1.0, duration_s=float(CLIP_S))
-    except AudioError as error:
+    except (AudioError, OSError) as error:
         print(f"{clip.path}: left out: {error}")  # noqa: T201
         return None
     return samples[:CLIP]
@@ -100,7 +102,30 @@ def variants(clip_id: str, samples: NDArray[np.float32]) -> NDArray[np.float16]:
     return np.pad(mels, ((0, 0), (0, 0), (0, CLIP_FRAMES - mels.shape[2])))
 
 
+def folder_of(manifest: Path, cache: Path) -> Path:
+    """Where in a cache, which many manifests may share, this one's clips are."""
+    path = manifest.resolve()
+    return cache / f"{path.parent.name}-{path.stem}-{zlib.crc32(str(path).encode()):08x}"
+
+
+def _rows_of(clips: Sequence[Clip]) -> str:
+    """By what a shard knows that it is of these clips: their ids and files."""
+    lines = "".join(f"{clip.id}\0{clip.path.resolve()}\0" for clip in clips)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def _is_of(path: Path, clips: Sequence[Clip], *, taught: bool) -> bool:
+    if not path.exists():
+        return False
+    with np.load(path) as archive:
+        has_lessons = any(name.startswith("lesson_") for name in archive.files)
+        return str(archive["rows"]) == _rows_of(clips) and (
+            has_lessons or not taught or not len(archive["ids"])
+        )
+
+
 def _shard(clips: Sequence[Clip], path: Path) -> None:
+    path.unlink(missing_ok=True)
     decoded = [(clip.id, samples) for clip in clips if (samples := _decode(clip)) is not None]
     _save(
         path.with_name(mels_name(path)),
@@ -108,11 +133,13 @@ def _shard(clips: Sequence[Clip], path: Path) -> None:
         if decoded
         else np.zeros((0, VARIANTS, N_MELS, CLIP_FRAMES), np.float16),
     )
-    lessons = _stack([_teachers(torch.from_numpy(samples)) for _, samples in decoded]) if _teachers else {}
+    heard = [_teachers(torch.from_numpy(samples)) for _, samples in decoded] if _teachers else []
+    lessons = _stack(heard) if heard else {}
     partial = path.with_suffix(".part.npz")
     np.savez(
         partial,
         allow_pickle=False,
+        rows=np.array(_rows_of(clips)),
         ids=np.array([clip_id for clip_id, _ in decoded], np.str_),
         frames=np.array([1 + len(samples) // HOP for _, samples in decoded], np.int64),
         **{f"lesson_{name}": array for name, array in lessons.items()},
@@ -144,7 +171,10 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
     out.mkdir(parents=True, exist_ok=True)
     clips = read_manifest(manifest, tags)
     shards = {out / f"shard-{i // SHARD:04}.npz": clips[i : i + SHARD] for i in range(0, len(clips), SHARD)}
-    missing = [(chosen, path) for path, chosen in shards.items() if not path.exists()]
+    for surplus in set(out.glob("shard-*.npz")) - set(shards):
+        surplus.unlink()
+    taught = teachers is not None
+    missing = [(chosen, path) for path, chosen in shards.items() if not _is_of(path, chosen, taught=taught)]
     # Not forked: a forked child may wait for a lock that a thread of PyTorch's held in the parent.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cpu_count(), context, initializer=_hire, initargs=(teachers,)) as pool:
@@ -159,8 +189,9 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
 def load(folder: Path) -> Cache:
     """Read all shards of `build`, but for the log-mels, which are mapped (1 MB a clip)."""
     paths = sorted(path for path in folder.glob("shard-*.npz") if ".part" not in path.name)
-    shards = [_read(path) for path in paths]
-    joined = {name: np.concatenate([shard[name] for shard in shards]) for name in shards[0]}
+    shards = [shard for shard in map(_read, paths) if len(shard["ids"])] or [_read(paths[0])]
+    common = [name for name in shards[0] if all(name in shard for shard in shards)]
+    joined = {name: np.concatenate([shard[name] for shard in shards]) for name in common}
     lessons = {
         name.removeprefix("lesson_"): array for name, array in joined.items() if name.startswith("lesson_")
     }
@@ -170,7 +201,7 @@ def load(folder: Path) -> Cache:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path) as archive:
-        return dict(archive)
+        return {name: array for name, array in archive.items() if name != "rows"}
 
 
 def main() -> None:
@@ -179,12 +210,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, required=True, help="folder that runs share")
     parser.add_argument("--tags", default="vocal,dance,soundtrack,pop")
     parser.add_argument("--teachers", type=Path, help="folder of the public taggers; none: decode only")
     parser.add_argument("--musicnn", type=Path, help="folder of the unpacked musicnn wheel")
     a = parser.parse_args()
-    build(a.manifest, a.out, a.tags.split(","), (a.teachers, a.musicnn) if a.teachers else None)
+    teachers = (a.teachers, a.musicnn) if a.teachers else None
+    build(a.manifest, folder_of(a.manifest, a.cache), a.tags.split(","), teachers)
 
 
 if __name__ == "__main__":

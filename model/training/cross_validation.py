@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from model.tagger import choose_device, pool_logits, score
 from model.training.calibration import calibrate
-from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.corpus import SOURCES, Clip
 from model.training.material import Material
-from model.training.train import Progress, TrainSettings, clip_logits, fit, prepare, usable
+from model.training.train import Progress, TrainingError, TrainSettings, clip_logits, fit, prepare, usable
 
 Logits = dict[str, NDArray[np.float64]]
 """By clip: logits of its windows [windows, K]."""
@@ -31,21 +31,36 @@ Logits = dict[str, NDArray[np.float64]]
 def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lambda *_: None) -> Path:
     """Train a network a fold, and write what they say: `predictions.csv` and `calibration.json`.
 
-    A fold that is there is kept, and one that was stopped goes on where it was.
+    A fold that is there is kept, and one that was stopped goes on from its last checkpoint.
 
     Returns:
         The path of `predictions.csv`: `id`, `fold`, and a calibrated score a tag.
+
+    Raises:
+        TrainingError: there are fewer sources than folds, or a tag has only yes or only no; and what `train`
+            raises.
     """
     shared = settings.cache or settings.out / "cache"
     material = prepare(replace(settings, cache=shared))
-    fold_of = deal(read_manifest(settings.manifests[0], settings.tags), folds)
+    judged = prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None))
+    fold_of = deal(judged.clips, folds)
+    _check(settings, judged, fold_of, folds)
     said: list[Logits] = []
     for fold in range(folds):
-        own = replace(
-            settings, out=settings.out / f"fold-{fold}", cache=shared, evaluate_every=settings.steps
+        own = replace(settings, out=settings.out / f"fold-{fold}", cache=shared, keep_last=True)
+        sources = {source for source, number in fold_of.items() if number == fold}
+        said.append(_fold(own, material, judged, sources, progress))
+    return _write(settings, judged, said)
+
+
+def _check(settings: TrainSettings, judged: Material, fold_of: dict[str, int], folds: int) -> None:
+    if not 2 <= folds <= len(fold_of):
+        raise TrainingError(
+            f"--folds {folds}: choose 2 to {len(fold_of)}, which is how many sources there are"
         )
-        said.append(_fold(own, material, {s for s, number in fold_of.items() if number == fold}, progress))
-    return _write(settings, material, said)
+    for tag, column in zip(settings.tags, judged.labels.T, strict=True):
+        if not {0.0, 1.0} <= set(column[~np.isnan(column)].tolist()):
+            raise TrainingError(f"{settings.manifests[0]} needs clips with and without {tag!r}")
 
 
 def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
@@ -59,12 +74,19 @@ def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
     return fold_of
 
 
-def _fold(settings: TrainSettings, material: Material, sources: set[str], progress: Progress) -> Logits:
+def shares_source(clips: Sequence[Clip], sources: set[str]) -> NDArray[np.bool_]:
+    """[N]: whether a clip has a source among these, or a part of one: a mix has those of all in it."""
+    parts = {part for source in sources for part in source.split(SOURCES)}
+    return np.array([not parts.isdisjoint(clip.source.split(SOURCES)) for clip in clips], np.bool_)
+
+
+def _fold(
+    settings: TrainSettings, material: Material, judged: Material, sources: set[str], progress: Progress
+) -> Logits:
     path = settings.out / "logits.npz"
     if not path.exists():
-        touched = np.array([not sources.isdisjoint(clip.source.split(SOURCES)) for clip in material.clips])
-        inside = np.array([clip.source in sources for clip in material.clips])
-        held_out = material.select(inside)
+        touched = shares_source(material.clips, sources)
+        held_out = judged.select(np.array([clip.source in sources for clip in judged.clips]))
         learn = material.select(~touched & usable(material, settings))
         device = choose_device(settings.device)
         network = fit(settings, learn, held_out, device, progress)
@@ -75,8 +97,8 @@ def _fold(settings: TrainSettings, material: Material, sources: set[str], progre
         return dict(archive)
 
 
-def _write(settings: TrainSettings, material: Material, said: Sequence[Logits]) -> Path:
-    labels = {clip.id: row for clip, row in zip(material.clips, material.labels, strict=True)}
+def _write(settings: TrainSettings, judged: Material, said: Sequence[Logits]) -> Path:
+    labels = {clip.id: row for clip, row in zip(judged.clips, judged.labels, strict=True)}
     rows: dict[str, dict[str, str]] = {
         clip: {"id": clip, "fold": str(fold)} for fold, logits in enumerate(said) for clip in logits
     }

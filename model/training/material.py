@@ -102,7 +102,7 @@ def load_material(
     mels = [shard for cached in caches for shard in cached.mels]
     labels = np.array(
         [[np.nan if label is None else label for label in clip.labels] for clip in clips], np.float32
-    )
+    ).reshape(-1, len(tags))
     lessons = {
         name: np.concatenate([cached.lessons[name] for cached in caches])
         for name in caches[0].lessons
@@ -118,7 +118,9 @@ def load_material(
     return Material(
         clips,
         mels,
-        np.array([(shard, row) for shard, array in enumerate(mels) for row in range(len(array))]),
+        np.array([(shard, row) for shard, array in enumerate(mels) for row in range(len(array))]).reshape(
+            -1, 2
+        ),
         np.concatenate([cached.frames for cached in caches]),
         labels,
         words,
@@ -147,7 +149,8 @@ def _soft_labels(clips: Sequence[Clip], path: Path | None) -> NDArray[np.float16
     for index, clip in enumerate(clips):
         if clip.id in row:
             whole[index, 0] = scores[row[clip.id]]
-    return np.repeat(standardised(whole).astype(np.float16), CLIP_S, 1)
+    standard = standardised(whole).reshape(whole.shape)
+    return np.repeat(standard.astype(np.float16), CLIP_S, 1)
 
 
 def _logit(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -15,6 +15,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
+from model.frontend import level
 from model.network import (
     SEGMENT_S,
     SEGMENTS_PER_WINDOW,
@@ -103,7 +104,7 @@ def frozen_windows(
     for index in range(len(material.clips)):
         mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in VARIANTS])
         with torch.autocast(device.type, torch.bfloat16):
-            normed = fast.mel_norm(torch.from_numpy(mels).to(device).float()[:, None])
+            normed = fast.mel_norm(level(torch.from_numpy(mels).to(device).float())[:, None])
             segments = frozen(branch.front(normed)).float().cpu().numpy()
         heard += [(index, window_means(part)) for part in np.split(segments, len(VARIANTS))]
     return heard

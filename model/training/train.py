@@ -2,11 +2,12 @@
 
 Every step draws a batch (`Sampler`), distorts it, and descends on masked binary cross-entropy, towards the
 labels and towards what the public taggers' words say of each tag, plus distillation. A moving average of the
-weights is what is evaluated, on sources never trained on, and the best of those by mean ROC-AUC is kept.
+weights is what is evaluated, on the split `val`, and the best of those by mean ROC-AUC is kept.
 """
 
 import copy
 import csv
+import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from model.bundle import Bundle, Calibration, load_bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
+from model.frontend import level
 from model.network import MusicalBranch, NetworkConfig, TaggerNetwork
 from model.tagger import choose_device, pool_logits, score, window_means
 from model.tags import MEANINGS, TAGS
@@ -43,6 +45,8 @@ from model.training.radial import fit_radial
 from model.training.teachers import load_teach
 from model.training.words import TRUST, opinion_scale
 from model.unfolding import unfold_filters
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
@@ -105,6 +109,9 @@ class TrainSettings:
     calibration: Path | None = None
     """`calibration.json` of a cross-validation with the same settings; none: fitted on the split `val`."""
     evaluate_every: int = 500
+    """Steps; after each evaluation there is a checkpoint to go on from."""
+    keep_last: bool = False
+    """Whether the last weights are the result, or those of the best evaluation."""
     seed: int = 1
     device: str = "auto"
     network: NetworkConfig = field(default_factory=NetworkConfig)
@@ -155,11 +162,11 @@ class Student:
     def _distorted(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> Tensor:
         mel = _tensor(batch.mel, device)
         if not self.settings.augment:
-            return mel
+            return level(mel)
         under, below_db, curve_db = (
             _tensor(array, device) for array in (batch.under, batch.below_db, batch.curve_db)
         )
-        mixed = blend(mel, under, below_db, curve_db)
+        mixed = level(blend(mel, under, below_db, curve_db))
         masked: Tensor = mask_bands_and_frames(mixed.flatten(0, 1), rng).unflatten(0, mel.shape[:2])
         return masked
 
@@ -229,7 +236,7 @@ def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path
     if settings.calibration is not None:
         _read_calibration(settings.calibration, settings.tags)  # before an hour is spent
     material = prepare(settings)
-    split = np.array([clip.split for clip in material.clips])
+    split = np.array([clip.split for clip in material.clips], np.str_)
     val = split == "val"
     learn = material.select((split == "train") & usable(material, settings))
     held_out = material.select(val & ~np.isnan(material.labels).all(1))
@@ -271,9 +278,7 @@ def prepare(settings: TrainSettings) -> Material:
     teachers = (settings.teachers, settings.musicnn) if settings.teachers and settings.musicnn else None
     sources = []
     for manifest in settings.manifests:
-        folder = (
-            settings.cache or settings.out / "cache"
-        ) / f"{manifest.resolve().parent.name}-{manifest.stem}"
+        folder = cache.folder_of(manifest, settings.cache or settings.out / "cache")
         cache.build(manifest, folder, settings.tags, teachers)
         sources.append((read_manifest(manifest, settings.tags), folder))
     material = load_material(sources, settings.tags, settings.teachers, settings.soft_labels)
@@ -282,7 +287,7 @@ def prepare(settings: TrainSettings) -> Material:
 
 def usable(material: Material, settings: TrainSettings) -> NDArray[np.bool_]:
     """[N]: whether a clip may train, by its licence."""
-    return np.array([clip.train_ok or not settings.train_ok_only for clip in material.clips])
+    return np.array([clip.train_ok or not settings.train_ok_only for clip in material.clips], np.bool_)
 
 
 def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None:
@@ -294,12 +299,15 @@ def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None
         raise TrainingError(
             "no clip to validate with: give some rows, of sources of their own, the split `val`"
         )
-    shared = {clip.source for clip in learn.clips} & {clip.source for clip in held_out.clips}
     for tag, column in zip(settings.tags, held_out.labels.T, strict=True):
         if not {0.0, 1.0} <= set(column[~np.isnan(column)].tolist()):
-            raise TrainingError(
-                f"the split `val` needs clips with and without {tag!r}; sources on both sides: {len(shared)}"
-            )
+            raise TrainingError(f"the split `val` needs clips with and without {tag!r}")
+    if shared := {clip.source for clip in learn.clips} & {clip.source for clip in held_out.clips}:
+        logger.warning(
+            "%d sources are in both `train` and `val`, so the tagger will look better than it is: %s",
+            len(shared),
+            ", ".join(sorted(shared)[:5]),
+        )
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
@@ -377,7 +385,7 @@ def descend(
         "schedule": schedule,
     }
     checkpoint = settings.out / "checkpoint.pt"
-    first, best_auc, best = _resume(checkpoint, state)
+    first, best_auc, best = _resume(checkpoint, state, device)
     log = Log(
         settings.out / "log.csv",
         ["step", "seconds", "loss", "distillation", *(f"auc_{tag}" for tag in settings.tags), "auc"],
@@ -413,7 +421,7 @@ def descend(
         log.add(row)
         plot_curves(log.path, settings.out / "curves.png")
         losses, distillations = [], []
-        if not best or mean >= best_auc - LUCK:
+        if settings.keep_last or not best or mean >= best_auc - LUCK:
             best_auc = max(best_auc, mean)
             best = {name: value.clone() for name, value in averaged.state_dict().items()}
         _save(checkpoint, state, step + 1, best_auc, best)
@@ -476,10 +484,10 @@ def _save(path: Path, state: dict[str, Any], step: int, best_auc: float, best: d
     partial.rename(path)
 
 
-def _resume(path: Path, state: dict[str, Any]) -> tuple[int, float, dict[str, Tensor]]:
+def _resume(path: Path, state: dict[str, Any], device: torch.device) -> tuple[int, float, dict[str, Tensor]]:
     if not path.exists():
         return 0, 0.0, {}
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, map_location=device, weights_only=True)
     for name, part in state.items():
         part.load_state_dict(saved[name])
     return saved["step"], saved["best_auc"], saved["best"]
@@ -510,7 +518,7 @@ def clip_logits(
     fast = unfold_filters(network)
     logits = []
     for index in range(len(material.clips)):
-        mels = torch.from_numpy(cut_mel(material.mel(index))).to(device).float()
+        mels = level(torch.from_numpy(cut_mel(material.mel(index))).to(device).float())
         with torch.autocast(device.type, torch.bfloat16):
             embeddings = fast.embed_mel(mels).float().cpu().numpy()
         windows = torch.from_numpy(window_means(embeddings)).to(device)

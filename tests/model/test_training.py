@@ -29,7 +29,7 @@ from model.training.augmentation import (
 from model.training.cache import CLIP_FRAMES, VARIANTS, variants
 from model.training.calibration import best_f1_threshold, calibrate, platt, read_calibration
 from model.training.corpus import Clip
-from model.training.cross_validation import cross_validate, deal
+from model.training.cross_validation import cross_validate, deal, shares_source
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
 from model.training.train import (
@@ -37,6 +37,7 @@ from model.training.train import (
     TrainSettings,
     balance,
     drawn_ahead,
+    prepare,
     train,
     with_fast_filters,
 )
@@ -192,8 +193,9 @@ def test_a_run_that_was_stopped_resumes_to_the_same_weights(manifest: Path, tmp_
         torch.testing.assert_close(resumed[name], value, atol=1e-3, rtol=1e-3, msg=name)
 
 
-def test_soft_labels_of_another_tagger_are_learnt_from(manifest: Path, tmp_path: Path) -> None:
-    scores = np.random.default_rng(0).uniform(0.0, 0.1, (12, 3)).astype(np.float16)
+@pytest.mark.parametrize("words", [1, 3])
+def test_soft_labels_of_another_tagger_are_learnt_from(manifest: Path, tmp_path: Path, words: int) -> None:
+    scores = np.random.default_rng(0).uniform(0.0, 0.1, (12, words)).astype(np.float16)
     np.savez(tmp_path / "soft.npz", ids=np.array([str(i) for i in range(12)]), scores=scores)
 
     train(settings_for(manifest, tmp_path / "run", soft_labels=tmp_path / "soft.npz", steps=2))
@@ -222,9 +224,12 @@ def test_training_that_cannot_start_says_what_is_missing(
         train(settings_for(tmp_path / "my.csv", tmp_path / "run"))
 
 
+@pytest.mark.parametrize("seconds", [1.0, 3.05, 10.0])
 @pytest.mark.parametrize("step", [step for _, step in CHAIN], ids=lambda step: step.__name__)
-def test_every_distortion_keeps_length_and_is_finite_and_changes_something(step: object) -> None:
-    samples = np.tile(beat(10.0, np.random.default_rng(3)) + drone(10.0, np.random.default_rng(3)), 1)
+def test_every_distortion_keeps_length_and_is_finite_and_changes_something(
+    step: object, seconds: float
+) -> None:
+    samples = beat(seconds, np.random.default_rng(3)) + drone(seconds, np.random.default_rng(3))
     assert callable(step)
 
     distorted = step(samples, np.random.default_rng(5))
@@ -318,6 +323,62 @@ def test_a_clip_is_cached_as_it_is_and_distorted_the_same_way_every_time() -> No
     )
     assert np.abs(mels[1] - mels[0]).max() > 0.05
     np.testing.assert_array_equal(variants("some-id", audio), mels)
+
+
+def own_manifest(folder: Path, clips: dict[str, Path]) -> Path:
+    folder.mkdir(exist_ok=True)
+    rows = [f"{name},{path},{index % 2}" for index, (name, path) in enumerate(clips.items())]
+    (folder / "my.csv").write_text("\n".join(["id,file,beat", *rows]))
+    return folder / "my.csv"
+
+
+def test_a_cache_follows_its_manifest_and_is_not_taken_for_that_of_another(
+    manifest: Path, tmp_path: Path
+) -> None:
+    one, other = (manifest.parent / f"{number}.flac" for number in (0, 1))
+    first = own_manifest(tmp_path / "x", {"a": one})
+    settings = replace(settings_for(first, tmp_path / "run", tags=("beat",)), cache=tmp_path / "cache")
+    before = prepare(settings).mel(0)
+
+    own_manifest(tmp_path / "x", {"new": other, "a": one})
+    grown = prepare(settings)
+    (tmp_path / "y").mkdir()
+    same_name = own_manifest(tmp_path / "y" / "x", {"a": other})
+    apart = prepare(replace(settings, manifests=(same_name,)))
+
+    assert [clip.id for clip in grown.clips] == ["new", "a"]
+    np.testing.assert_array_equal(grown.mel(1), before)
+    np.testing.assert_array_equal(apart.mel(0), grown.mel(0))
+
+
+def test_a_clip_that_is_missing_is_left_out_and_nothing_but_those_is_nothing_to_learn_from(
+    manifest: Path, tmp_path: Path
+) -> None:
+    there, missing = manifest.parent / "0.flac", tmp_path / "none.flac"
+    some = settings_for(
+        own_manifest(tmp_path / "x", {"a": missing, "b": there}), tmp_path / "x", tags=("beat",)
+    )
+    none = settings_for(own_manifest(tmp_path / "y", {"a": missing}), tmp_path / "y", tags=("beat",))
+
+    assert [clip.id for clip in prepare(some).clips] == ["b"]
+    with pytest.raises(TrainingError, match="no clip to train on"):
+        train(none)
+
+
+def test_sources_on_both_sides_are_told(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = tmp_path / "own.csv"
+    own.write_text(
+        manifest.read_text().replace(",s8,", ",s0,").replace(",0.flac", f",{manifest.parent}/0.flac")
+    )
+    for clip in manifest.parent.glob("*.flac"):
+        (tmp_path / clip.name).symlink_to(clip)
+
+    train(settings_for(own, tmp_path / "run", steps=1))
+
+    assert "1 sources are in both" in caplog.text
+    assert "s0" in caplog.text
 
 
 def test_blending_log_mels_is_like_mixing_audio_that_is_not_correlated() -> None:
@@ -506,6 +567,69 @@ def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_sour
         )
     again = cross_validate(settings, 3)  # nothing is trained twice
     assert again.read_text() == predictions.read_text()
+
+
+def test_a_fold_that_was_stopped_goes_on_from_its_checkpoint(manifest: Path, tmp_path: Path) -> None:
+    settings = settings_for(manifest, tmp_path / "cv", steps=6, evaluate_every=2)
+    steps: list[int] = []
+
+    def stop(step: int, *_: object) -> None:
+        if step == 5:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        cross_validate(settings, 2, stop)
+    cross_validate(settings, 2, lambda step, *_: steps.append(step))
+
+    assert steps == [5, 6, 1, 2, 3, 4, 5, 6]
+
+
+def test_only_clips_of_the_first_manifest_are_judged_though_others_have_the_same_ids(
+    manifest: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "more").mkdir()
+    lines = manifest.read_text().splitlines()
+    unlabelled = [
+        f"{number},{manifest.parent / f'{11 - number}.flac'},x{number},train,," for number in range(12)
+    ]
+    other = tmp_path / "more" / "my.csv"
+    other.write_text("\n".join([lines[0], *unlabelled]))
+    settings = replace(settings_for(manifest, tmp_path / "cv", steps=1), manifests=(manifest, other))
+
+    cross_validate(settings, 2)
+
+    alone = cross_validate(settings_for(manifest, tmp_path / "alone", steps=1), 2)
+    dealt = [dict(line.split(",")[:2] for line in path.read_text().splitlines()) for path in (
+        tmp_path / "cv" / "predictions.csv", alone
+    )]  # fmt: skip
+    assert dealt[0] == dealt[1]
+
+
+@pytest.mark.parametrize(("folds", "tags", "message"), [(13, ("beat",), "2 to 12"), (2, ("never",), "never")])
+def test_a_cross_validation_that_cannot_end_does_not_begin(
+    manifest: Path, tmp_path: Path, folds: int, tags: tuple[str, ...], message: str
+) -> None:
+    own = tmp_path / "own.csv"
+    lines = manifest.read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    own.write_text(
+        "\n".join(
+            [
+                "id,file,source,beat,never",
+                *(f"{i},{manifest.parent / f},{s},{b},0" for i, f, s, _, b, _ in rows),
+            ]
+        )
+    )
+
+    with pytest.raises(TrainingError, match=message):
+        cross_validate(settings_for(own, tmp_path / "cv", tags=tags), folds)
+
+
+def test_a_clip_shares_a_source_with_all_that_is_mixed_into_it() -> None:
+    clips = [Clip("", Path(), "train", True, source, (), ()) for source in ("a + b", "a", "b + c", "c")]
+
+    assert shares_source(clips, {"a"}).tolist() == [True, True, False, False]
+    assert shares_source(clips, {"a + b"}).tolist() == [True, True, True, False]
 
 
 def test_a_fold_that_lacks_a_tags_yes_or_no_still_gives_its_scores(manifest: Path, tmp_path: Path) -> None:
