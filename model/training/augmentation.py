@@ -178,6 +178,7 @@ def encode(
         frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
         frame.sample_rate = SAMPLE_RATE_HZ
         for piece in [*resampler.resample(frame), *resampler.resample(None)]:
+            piece.pts = None  # only the last one has a time, and AAC's packets would go back to it
             output.mux(stream.encode(piece))
         output.mux(stream.encode(None))
     return sink.getvalue()

@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from model.audio import read_audio
 from model.bundle import load_bundle, save_bundle
 from model.frontend import LogMel
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
@@ -257,6 +258,14 @@ def test_codecs_encode_at_every_rate(container: str, encoder: str, rates: tuple[
 
     assert sizes[0] > 1000
     assert sizes == sorted(sizes)
+
+
+def test_aac_is_encoded_whatever_is_left_for_the_last_frame() -> None:
+    samples = drone(383_780 / RATE, np.random.default_rng(1))  # leaves two samples at 44.1 kHz
+
+    heard, _ = read_audio(encode(samples, "ipod", "aac", 64, 44_100))
+
+    assert len(heard) == pytest.approx(len(samples), abs=1024)
 
 
 def test_filters_that_do_not_learn_are_computed_fast_and_the_rest_of_their_branch_learns() -> None:
