@@ -1,8 +1,8 @@
 # Every target does the set-up that it needs: `make serve` works on a fresh clone.
 
 PYTHON ?= python3
-HOST ?= 127.0.0.1
-PORT ?= 8000
+HOST = $(or $(TAGGER_HOST),127.0.0.1)
+PORT = $(or $(TAGGER_PORT),8000)
 PYTEST_ARGS ?=
 RAY_ARGS ?=
 DOCKER ?= docker

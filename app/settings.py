@@ -34,7 +34,9 @@ def _hash_keys(value: str | Iterable[str]) -> tuple[str, ...]:
 class Settings(BaseSettings):
     """All settings; an unknown value or a bad combination stops the start with a message that names it."""
 
-    model_config = SettingsConfigDict(env_prefix="TAGGER_", frozen=True, use_attribute_docstrings=True)
+    model_config = SettingsConfigDict(
+        env_prefix="TAGGER_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
+    )
 
     host: str = "127.0.0.1"
     """Address to listen on. 127.0.0.1: this machine only. 0.0.0.0: everyone who can reach it, so set keys."""

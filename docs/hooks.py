@@ -158,5 +158,6 @@ def on_page_markdown(markdown: str, page: Page, **_: object) -> str:
     Raises KeyError, which ends the build, at an unknown name.
     """
     del page
+    markdown = markdown.replace("](../MODEL_CARD.md", "](MODEL_CARD.md")
     markdown = re.sub(r"\[([^\]]+)\]\(\.\./[^)]+\)", r"\1", markdown)
     return re.sub(r"<!-- generated: (\w+) -->", lambda found: GENERATED[found[1]](), markdown)

@@ -47,7 +47,7 @@ def line(message: dict[str, Any]) -> str:
 async def listen(url: str, path: Path, bytes_per_s: float) -> int:
     """Stream the file and print what is told. Returns the program's exit code."""
     start = {"encoding": "container"}
-    if key := os.environ.get("TAGGER_KEY"):
+    if key := os.environ.get("MUSIC_TAGGER_KEY"):
         start["key"] = key
     message: dict[str, Any] = {}
     async with connect(url) as socket:
@@ -69,7 +69,8 @@ def main() -> int:
     """Read the command line and stream."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("file", type=Path)
-    parser.add_argument("--url", default="ws://127.0.0.1:8000/v1/stream")
+    service = os.environ.get("MUSIC_TAGGER_URL", "http://127.0.0.1:8000")
+    parser.add_argument("--url", default=f"{service.replace('http', 'ws', 1)}/v1/stream")
     parser.add_argument("--kbit-s", type=float, default=128.0, help="bit rate of the file (128)")
     parser.add_argument("--speed", type=float, default=1.0, help="times as fast as it plays (1)")
     options = parser.parse_args()

@@ -19,6 +19,14 @@ def test_each_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert settings.cors_origins == ("https://a.example", "https://b.example")
 
 
+def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    default = Settings()
+    for name in ("TAGGER_WEIGHTS", "TAGGER_THREADS", "TAGGER_DECODERS", "TAGGER_API_KEYS"):
+        monkeypatch.setenv(name, "")
+
+    assert Settings() == default
+
+
 def test_keys_are_hashed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TAGGER_API_KEYS", "open-sesame,other")
 

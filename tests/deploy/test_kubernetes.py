@@ -12,6 +12,7 @@ import yaml
 
 from app.server import CLOSING_S
 from app.settings import Settings
+from model.engine import SLICE
 from tests.deploy.files import DEPLOY, read
 
 KUBERNETES = DEPLOY / "kubernetes"
@@ -115,7 +116,7 @@ def test_a_gpu_is_asked_for_and_used(tmp_path: Path) -> None:
 
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 1
     assert {"name": "TAGGER_DEVICE", "value": "cuda"} in container["env"]
-    assert container["image"] == "music-tagger:cuda"
+    assert {"name": "TAGGER_BATCH_SEGMENTS", "value": str(SLICE)} in container["env"]
 
 
 def test_the_autoscaler_asks_for_the_metric_that_the_adapter_serves(tmp_path: Path) -> None:
