@@ -109,8 +109,8 @@ def folder_of(manifest: Path, cache: Path) -> Path:
 
 
 def _rows_of(clips: Sequence[Clip]) -> str:
-    """By what a shard knows that it is of these clips: their ids and files."""
-    lines = "".join(f"{clip.id}\0{clip.path.resolve()}\0" for clip in clips)
+    """By what a shard knows that it is of these clips: their ids and files, and which of these are there."""
+    lines = "".join(f"{clip.id}\0{clip.path.resolve()}\0{clip.path.exists()}\0" for clip in clips)
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
@@ -118,10 +118,13 @@ def _is_of(path: Path, clips: Sequence[Clip], *, taught: bool) -> bool:
     if not path.exists():
         return False
     with np.load(path) as archive:
-        has_lessons = any(name.startswith("lesson_") for name in archive.files)
-        return str(archive["rows"]) == _rows_of(clips) and (
-            has_lessons or not taught or not len(archive["ids"])
-        )
+        if str(archive.get("rows")) != _rows_of(clips):
+            return False
+        return not taught or not len(archive["ids"]) or any(map(_is_lesson, archive.files))
+
+
+def _is_lesson(name: str) -> bool:
+    return name.startswith("lesson_")
 
 
 def _shard(clips: Sequence[Clip], path: Path) -> None:
@@ -192,9 +195,7 @@ def load(folder: Path) -> Cache:
     shards = [shard for shard in map(_read, paths) if len(shard["ids"])] or [_read(paths[0])]
     common = [name for name in shards[0] if all(name in shard for shard in shards)]
     joined = {name: np.concatenate([shard[name] for shard in shards]) for name in common}
-    lessons = {
-        name.removeprefix("lesson_"): array for name, array in joined.items() if name.startswith("lesson_")
-    }
+    lessons = {name.removeprefix("lesson_"): array for name, array in joined.items() if _is_lesson(name)}
     mels = [np.load(path.with_name(mels_name(path)), mmap_mode="r") for path in paths]
     return Cache(joined["ids"], joined["frames"], mels, lessons)
 

@@ -370,6 +370,9 @@ def test_a_clip_that_is_missing_is_left_out_and_nothing_but_those_is_nothing_to_
     none = settings_for(own_manifest(tmp_path / "y", {"a": missing}), tmp_path / "y", tags=("beat",))
 
     assert [clip.id for clip in prepare(some).clips] == ["b"]
+    missing.symlink_to(there)
+    assert [clip.id for clip in prepare(some).clips] == ["a", "b"]
+    missing.unlink()
     with pytest.raises(TrainingError, match="no clip to train on"):
         train(none)
 
