@@ -133,7 +133,10 @@ class Batcher:
         self._on_exhausted = on_exhausted
         self._concurrent_batches = concurrent_batches
         self._changed = threading.Condition()
-        self._lanes: deque[Lane] = deque()  # those with a segment waiting, in the order of their next turn
+        # Those with a segment waiting, in the order of their next turn.
+        self._live: deque[Lane] = deque()
+        self._lanes: deque[Lane] = deque()
+        self._turn = 0
         self._waiting = 0
         self._reserved = 0
         self._busy_since = 0.0
@@ -168,7 +171,7 @@ class Batcher:
             if self._stopped:
                 raise StoppedError
             if not lane.items:
-                (self._lanes.appendleft if lane.is_live else self._lanes.append)(lane)
+                self._queue_of(lane).append(lane)
             lane.items.append(item)
             self._waiting += 1
             self._changed.notify_all()
@@ -185,10 +188,13 @@ class Batcher:
             self._reserve(lane, 0)
             self._waiting -= len(lane.items)
             if lane.items:
-                self._lanes.remove(lane)
+                self._queue_of(lane).remove(lane)
             dropped, lane.items = lane.items, deque()
         for item in dropped:
             item.future.cancel()
+
+    def _queue_of(self, lane: Lane) -> deque[Lane]:
+        return self._live if lane.is_live else self._lanes
 
     def _reserve(self, lane: Lane, segments: int) -> None:
         if self._reserved == 0:
@@ -217,7 +223,7 @@ class Batcher:
     def oldest_wait_s(self) -> float:
         """Seconds since the oldest segment was queued, or since the running pass began if that is longer."""
         with self._changed:
-            since = [lane.items[0].since for lane in self._lanes]
+            since = [lane.items[0].since for lane in (*self._live, *self._lanes)]
             since += [
                 worker.since
                 for worker in self._workers
@@ -258,9 +264,11 @@ class Batcher:
     def _refuse_all(self) -> None:
         with self._changed:
             self._stopped = True
-            refused = [item for lane in self._lanes for item in lane.items]
-            for lane in self._lanes:
+            lanes = (*self._live, *self._lanes)
+            refused = [item for lane in lanes for item in lane.items]
+            for lane in lanes:
                 lane.items.clear()
+            self._live.clear()
             self._lanes.clear()
             self._waiting = 0
             self._changed.notify_all()
@@ -276,35 +284,45 @@ class Batcher:
             self._bury(worker, error)
 
     def _gather(self, worker: _Worker) -> bool:
-        """Take the next batch, in turn from the lanes; false when the batcher stopped."""
+        """Take the next batch, in turn from the lanes; false when the batcher stopped.
+
+        Live lanes come first, but while others wait they get half of it: a stream may be sent faster than it
+        plays, and would leave nothing to the clips.
+        """
         with self._changed:
             while not self._waiting and not self._stopped:
                 self._changed.wait()
             self._wait_for_company()
             worker.batch = []
-            while self._lanes and len(worker.batch) < self._batch_segments:
-                self._take(worker)
+            self._turn = 1 - self._turn  # so that of batches of one segment, every other is live
+            half = (self._batch_segments + self._turn) // 2
+            self._take(worker, self._live, half if self._lanes else self._batch_segments)
+            self._take(worker, self._lanes, self._batch_segments)
+            self._take(worker, self._live, self._batch_segments)
             worker.since = time.monotonic()
             return not self._stopped
 
     def _wait_for_company(self) -> None:
-        until = min((lane.items[0].since for lane in self._lanes), default=0.0) + self._batch_wait_s
+        lanes = (*self._live, *self._lanes)
+        until = min((lane.items[0].since for lane in lanes), default=0.0) + self._batch_wait_s
         while 0 < self._waiting < self._batch_segments and not self._stopped:
             if not self._changed.wait(max(until - time.monotonic(), 0)):
                 return
 
-    def _take(self, worker: _Worker) -> None:
-        lane = self._lanes[0]
-        item = lane.items.popleft()
-        self._waiting -= 1
-        lane.taken += 1
-        if not lane.items or lane.taken == SEGMENTS_IN_A_ROW:
-            lane.taken = 0
-            self._lanes.popleft()
-            if lane.items:
-                self._lanes.append(lane)
-        if item.future.set_running_or_notify_cancel():
-            worker.batch.append(item)
+    def _take(self, worker: _Worker, lanes: deque[Lane], most: int) -> None:
+        """Fill the batch from these lanes until it has `most` segments."""
+        while lanes and len(worker.batch) < most:
+            lane = lanes[0]
+            item = lane.items.popleft()
+            self._waiting -= 1
+            lane.taken += 1
+            if not lane.items or lane.taken == SEGMENTS_IN_A_ROW:
+                lane.taken = 0
+                lanes.popleft()
+                if lane.items:
+                    lanes.append(lane)
+            if item.future.set_running_or_notify_cancel():
+                worker.batch.append(item)
 
     def _run(self, worker: _Worker) -> None:
         batch, started = worker.batch, worker.since

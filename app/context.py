@@ -58,6 +58,9 @@ class RequestContext:
         state = scope["state"]
         try:
             await self._app(scope, receive, send)
+        except Exception:
+            state["outcome"] = "internal"
+            raise
         finally:
             operation, outcome = operation_of(scope), state.get("outcome", "ok")
             self._metrics.requests.labels(operation, outcome).inc()
@@ -96,9 +99,9 @@ class _Answer:
 
 def operation_of(scope: Scope) -> str:
     """Name the operation by its route's template: few values, and nothing that a client made up."""
-    path = getattr(scope.get("route"), "path", None)
-    method = scope.get("method", "WS")
-    return f"{method} {path}" if path and method in METHODS else "unmatched"
+    method = scope.get("method", "WS").replace("HEAD", "GET")
+    path = getattr(scope.get("route"), "path", None) or "unmatched"
+    return f"{method} {path}" if method in METHODS else "unmatched"
 
 
 def trace_id() -> dict[str, str]:

@@ -44,10 +44,12 @@ class Pipe:
         self._read = asyncio.Event()
 
     async def put(self, piece: bytes) -> None:
-        """Put a piece in, and wait until there is room for another."""
+        """Put a piece in, and wait until there is room for another. What comes after the end is dropped."""
         if not piece:
             return
         with self._changed:
+            if self._over:
+                return
             self._pieces.append((piece, time.monotonic()))
             self._held += len(piece)
             self._changed.notify()

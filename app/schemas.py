@@ -114,7 +114,7 @@ class Timing(BaseModel):
 
     model_config = _example(TIMING)
 
-    decode: Milliseconds = Field(description="A thread spent on decoding this clip.")
+    decode: Milliseconds = Field(description="A decoder spent on this clip.")
     queue: Milliseconds = Field(description="Waiting for a decoder, and the longest wait for the device.")
     inference: Milliseconds = Field(
         description="This clip's share of the forward passes that it was part of."

@@ -20,6 +20,8 @@ from app.problems import ProblemError
 
 FIELD: Final = b"file"
 FORM: Final = b"multipart/form-data"
+MOST_OTHER_PARTS: Final = 100
+"""Of a form, beside clips: each costs the event loop some microseconds, and 128 MB hold millions of them."""
 RAW_TYPES: Final = ("audio/", "video/", "application/octet-stream", "application/ogg")
 
 
@@ -99,6 +101,7 @@ class _Form:
     most: int
     too_many: ProblemError
     clips: list[BinaryIO] = field(default_factory=list)
+    parts: int = 0
     ended: bool = False
     _name: bytes = b""
     _value: bytes = b""
@@ -124,6 +127,9 @@ class _Form:
         return self.clips
 
     def _begin(self) -> None:
+        self.parts += 1
+        if self.parts > self.most + MOST_OTHER_PARTS:
+            raise ProblemError("malformed-multipart", f"The form has more than {self.parts - 1} parts.")
         self._disposition, self._sink = b"", None
 
     def _on_name(self, data: bytes, start: int, end: int) -> None:

@@ -198,7 +198,7 @@ def kinds_of() -> list[Kind]:
             "POST /hf/audio-classification",
         ),
         Kind("JSON", 1, _posting(b"{}", headers=as_json), (415, *BUSY)),
-        Kind("unknown path", 1, _posting(text, "/v1/tag"), (404, *BUSY), "unmatched"),
+        Kind("unknown path", 1, _posting(text, "/v1/tag"), (404, *BUSY), "POST unmatched"),
     ]  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def show_growth(samples: list[Sample], warm_up: float) -> list[bool]:
 def show_account(sent: Counter[str], counted: Counter[str]) -> bool:
     """Print what was sent beside what was counted; whether all was counted.
 
-    What is refused by its headers is counted as unmatched, as no route has seen it.
+    What is refused by its headers is counted as `POST unmatched`, as no route has seen it.
     """
     operations = sorted(sent | counted)
     rows = [[operation, sent[operation], counted[operation]] for operation in operations]

@@ -17,10 +17,13 @@ from app.admission import attend
 from app.problems import ProblemError, from_validation, responses_for
 from app.routes.tags import BINARY, CLIP_SLUGS, TIMEOUT_PARAMETER, answer_clip, refuse_repeated
 from app.schemas import Label, LabelParameters, LabelQuery, LabelRequest, TagQuery
-from app.state import WithState
+from app.state import State, WithState
 from app.uploads import clip_of, memory_file, read_raw
 
 router = APIRouter(tags=["tags"])
+
+PIECE: Final = 1 << 20
+"""Characters of base64 that are decoded at once, a multiple of four."""
 
 _BODY: Final[dict[str, Any]] = {
     "requestBody": {
@@ -50,7 +53,7 @@ async def classify(request: Request, query: Annotated[LabelQuery, Query()], stat
     """
     refuse_repeated(request)
     thresholds = state.pipeline.tagger.bundle.thresholds
-    async with _clip_and_parameters(request) as (clip, parameters):
+    async with _clip_and_parameters(request, state) as (clip, parameters):
         if query.top_k and parameters.top_k:
             raise ProblemError("bad-combination", "top_k: given in the query and in the body.")
         with state.pipeline.admit() as [lane]:
@@ -61,7 +64,9 @@ async def classify(request: Request, query: Annotated[LabelQuery, Query()], stat
 
 
 @asynccontextmanager
-async def _clip_and_parameters(request: Request) -> AsyncIterator[tuple[BinaryIO, LabelParameters]]:
+async def _clip_and_parameters(
+    request: Request, state: State
+) -> AsyncIterator[tuple[BinaryIO, LabelParameters]]:
     if not request.headers.get("content-type", "").startswith("application/json"):
         async with clip_of(request) as clip:
             yield clip, LabelParameters()
@@ -69,15 +74,21 @@ async def _clip_and_parameters(request: Request) -> AsyncIterator[tuple[BinaryIO
     with ExitStack() as files:
         body = await read_raw(request, files)
         clip = files.enter_context(memory_file())
-        yield clip, await asyncio.to_thread(_parse, body, clip)  # many MB: the event loop must not wait
+        async with state.one_json_body:
+            parameters = await asyncio.to_thread(_parse, body, clip)  # many MB: the event loop must not wait
+        yield clip, parameters
 
 
 def _parse(body: BinaryIO, clip: BinaryIO) -> LabelParameters:
     """Write the clip in a request's body to `clip`. Raises ProblemError."""
     body.seek(0)
+    text = body.read()
+    body.truncate(0)
     try:
-        parsed = LabelRequest.model_validate_json(body.read())
-        clip.write(base64.b64decode(parsed.inputs, validate=True))
+        parsed = LabelRequest.model_validate_json(text)
+        del text
+        for start in range(0, len(parsed.inputs), PIECE):
+            clip.write(base64.b64decode(parsed.inputs[start : start + PIECE], validate=True))
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
             raise ProblemError("bad-json") from error

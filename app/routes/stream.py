@@ -68,7 +68,10 @@ def origin_problem(websocket: WebSocket, settings: Settings) -> ProblemError | N
     Programs that are no browsers send no Origin.
     """
     origin = websocket.headers.get("origin")
-    own = origin is None or urlsplit(origin).netloc == websocket.headers.get("host")
+    try:
+        own = origin is None or urlsplit(origin).netloc == websocket.headers.get("host")
+    except ValueError:  # such as http://[::1
+        own = False
     return None if own or {origin, "*"} & set(settings.cors_origins) else ProblemError("origin")
 
 

@@ -143,6 +143,29 @@ def test_a_live_segment_comes_before_the_clips_that_wait(batcher: Batcher, devic
     assert list(chain(*device.batches[1:])) == [2] + [1] * 6
 
 
+@pytest.mark.parametrize("batch_segments", [1, 4])
+def test_streams_that_never_stand_still_leave_clips_half_of_the_device(
+    device: Device, batch_segments: int
+) -> None:
+    batcher = Batcher(
+        device, batch_segments=batch_segments, batch_wait_s=0.02, queue_segments=40, max_deaths=2
+    )
+    device.free.clear()
+    batcher.start()
+    plug = batcher.admit(1).submit(segment(0))
+    device.wait_until_entered()
+    streams = [batcher.admit(1, live=True) for _ in range(8)]
+    clip = batcher.admit(4)
+    futures = [stream.submit(segment(1)) for stream in streams for _ in range(2)]
+    futures += [clip.submit(segment(2)) for _ in range(4)]
+
+    device.free.set()
+    wait_all([plug, *futures], PATIENCE_S)
+    batcher.stop()
+
+    assert sorted(list(chain(*device.batches[1:]))[:8]) == [1] * 4 + [2] * 4
+
+
 def test_as_many_batches_are_under_way_as_told(device: Device) -> None:
     batcher = Batcher(
         device, batch_segments=1, batch_wait_s=0, queue_segments=4, max_deaths=2, concurrent_batches=3

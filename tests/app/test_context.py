@@ -45,9 +45,22 @@ async def test_each_request_is_logged_once_without_its_file_name(
     lines = [json.loads(JsonFormatter().format(record)) for record in caplog.records if record.name == "app"]
     assert [(line["request_id"], line["operation"], line["status"]) for line in lines] == [
         ("one", "POST /v1/tags", 200),
-        ("two", "unmatched", 404),
+        ("two", "GET unmatched", 404),
     ]
     assert "secret" not in json.dumps(lines)
+
+
+@pytest.mark.parametrize("path", ["/web/main.js", "/nothing"])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_what_is_only_looked_at_does_not_count_as_work(
+    service: Service, caplog: pytest.LogCaptureFixture, method: str, path: str
+) -> None:
+    caplog.set_level(logging.INFO, "app")
+
+    await service.client.request(method, path)
+
+    lines = [vars(record)["operation"] for record in caplog.records if record.message == "request"]
+    assert lines == ["GET unmatched"]
 
 
 async def test_a_traceback_stays_on_one_line() -> None:

@@ -1,5 +1,6 @@
 """POST /hf/audio-classification: with Hugging Face's own client, and what it cannot send."""
 
+import asyncio
 import base64
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
+from app.routes.huggingface import PIECE
 from model.tagger import Tagger
 from tests.app.service import Process, Service, check_problem, server_process, tune
 
@@ -67,6 +69,19 @@ async def test_top_k_may_stand_in_the_query(service: Service) -> None:
     many = (await service.client.post(f"{URL}?top_k=999", content=tune(3))).json()
 
     assert (some, many) == (whole[:3], whole)
+
+
+@pytest.mark.anyio
+async def test_a_long_clip_in_base64_is_the_clip(service: Service) -> None:
+    clip = tune(40)
+    assert len(base64.b64encode(clip)) > PIECE
+
+    raw, encoded = await asyncio.gather(
+        service.client.post(URL, content=clip),
+        service.client.post(URL, json={"inputs": base64.b64encode(clip).decode()}),
+    )
+
+    assert encoded.json() == raw.json()
 
 
 GOOD = base64.b64encode(tune(2)).decode()

@@ -15,6 +15,7 @@ import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from app.listener import Pipe
 from app.problems import PROBLEMS
 from app.schemas import StreamFinal, StreamProblem, StreamWindow
 from tests.app.service import PATIENCE_S, RATE, Process, server_process, tune
@@ -348,7 +349,9 @@ async def test_a_fast_sender_is_slowed_down_and_loses_nothing(server: Process) -
     check_same(told, as_posted(server, clip))
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "https://a.example.evil.example"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "https://a.example.evil.example", "http://[::1"]
+)
 async def test_pages_of_other_sites_are_kept_out(server: Process, origin: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         async with listening(server, origin=origin):
@@ -389,6 +392,17 @@ async def test_keys_come_as_a_header_or_in_the_first_message() -> None:
             else:
                 assert (told[-1]["event"], code) == ("final", 1000)
         assert not any("key-1" in line for line in closed.log)
+
+
+async def test_what_comes_after_the_end_of_a_pipe_is_not_held() -> None:
+    pipe = Pipe(100)
+    await pipe.put(b"heard")
+    pipe.end()
+
+    for _ in range(1000):
+        await pipe.put(b"x" * 1000)
+
+    assert (pipe.read(5000), pipe.read(5000)) == (b"heard", b"")
 
 
 async def test_a_stop_tells_what_was_heard_and_asks_to_come_again() -> None:

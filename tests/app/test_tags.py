@@ -224,6 +224,14 @@ FORMS: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "malformed-multipart",
     ),
+    "countless parts": (
+        {
+            "content": b"--b\r\na: b\r\n\r\n\r\n" * 200 + b"--b--",
+            "headers": {"Content-Type": "multipart/form-data; boundary=b"},
+        },
+        400,
+        "malformed-multipart",
+    ),
     "json": ({"json": {"file": "song.mp3"}}, 415, "media-type"),
     "urlencoded": ({"data": {"file": "song.mp3"}}, 415, "media-type"),
 }
