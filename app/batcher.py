@@ -210,6 +210,11 @@ class Batcher:
         return self._waiting
 
     @property
+    def reserved(self) -> int:
+        """Segments of room that admitted clips take, whether they are decoded or not."""
+        return self._reserved
+
+    @property
     def alive(self) -> bool:
         """Whether all workers live."""
         workers = self._workers

@@ -66,6 +66,9 @@ class Metrics:
             "audio_seconds", "Seconds of audio listened to in one clip.", _AUDIO_SECONDS
         )
         self.queue_depth = self._gauge("queue_segments", "Segments that wait for the device.")
+        self.admitted = self._gauge(
+            "admitted_segments", "Room that admitted clips take, of TAGGER_QUEUE_SEGMENTS."
+        )
         self.queue_age = self._gauge("queue_oldest_seconds", "Age of the oldest work that is not done.")
         self.inflight_bytes = self._gauge("inflight_bytes", "Bytes of bodies that are held.")
         self.decoder_deaths = Counter(

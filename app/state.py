@@ -71,6 +71,7 @@ class State:
         self.metrics.inflight_bytes.set_function(lambda: self.inflight_bytes)
         self.metrics.listeners.set_function(lambda: self.listeners)
         self.metrics.queue_depth.set_function(lambda: self.loaded.batcher.depth if self.loaded else 0)
+        self.metrics.admitted.set_function(lambda: self.loaded.batcher.reserved if self.loaded else 0)
         self.metrics.queue_age.set_function(lambda: self.loaded.oldest_wait_s() if self.loaded else 0)
         self.metrics.decoder_memory.set_function(
             lambda: self.loaded.decoder_memory_bytes() if self.loaded else 0

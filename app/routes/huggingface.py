@@ -10,12 +10,19 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Annotated, Any, BinaryIO, Final
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
 
 from app.admission import attend
 from app.problems import ProblemError, from_validation, responses_for
-from app.routes.tags import BINARY, CLIP_SLUGS, TIMEOUT_PARAMETER, answer_clip, refuse_repeated
+from app.routes.tags import (
+    BINARY,
+    CLIP_SLUGS,
+    TIMEOUT_PARAMETER,
+    answer_clip,
+    refuse_repeated,
+    server_timing,
+)
 from app.schemas import Label, LabelParameters, LabelQuery, LabelRequest, TagQuery
 from app.state import State, WithState
 from app.uploads import clip_of, memory_file, read_raw
@@ -46,7 +53,9 @@ _BODY: Final[dict[str, Any]] = {
     responses=responses_for("bad-json", *CLIP_SLUGS),
     openapi_extra=_BODY,
 )
-async def classify(request: Request, query: Annotated[LabelQuery, Query()], state: WithState) -> list[Label]:
+async def classify(
+    request: Request, response: Response, query: Annotated[LabelQuery, Query()], state: WithState
+) -> list[Label]:
     """Score one clip and list the tags by falling score.
 
     `huggingface_hub.InferenceClient(model=URL).audio_classification("song.mp3", top_k=2)` works unchanged.
@@ -59,6 +68,7 @@ async def classify(request: Request, query: Annotated[LabelQuery, Query()], stat
         with state.pipeline.admit() as [lane]:
             answering = answer_clip(request, clip, lane, TagQuery(), thresholds, state)
             answer = await attend(request, answering, state)
+    response.headers["Server-Timing"] = server_timing(answer.timing_ms, getattr(request.state, "upload_s", 0))
     falling = sorted(answer.tags, key=lambda tag: tag.score, reverse=True)
     return [Label(label=tag.tag, score=tag.score) for tag in falling[: query.top_k or parameters.top_k]]
 

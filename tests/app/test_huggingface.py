@@ -82,6 +82,7 @@ async def test_a_long_clip_in_base64_is_the_clip(service: Service) -> None:
     )
 
     assert encoded.json() == raw.json()
+    assert "inference;dur=" in raw.headers["Server-Timing"]
 
 
 GOOD = base64.b64encode(tune(2)).decode()

@@ -125,4 +125,4 @@ def test_the_autoscaler_asks_for_the_metric_that_the_adapter_serves(tmp_path: Pa
 
     assert [metric["type"] for metric in metrics] == ["Resource", "Pods"]
     assert rule["seriesQuery"].startswith(metrics[1]["pods"]["metric"]["name"] + "{")
-    assert int(metrics[1]["pods"]["target"]["averageValue"]) == Settings().queue_segments // 16
+    assert int(metrics[1]["pods"]["target"]["averageValue"]) == Settings().queue_segments // 4

@@ -60,8 +60,8 @@ def test_each_alert_asks_for_what_the_service_tells(rule: dict[str, Any]) -> Non
 def test_the_autoscaler_asks_for_what_the_service_tells() -> None:
     text = (DEPLOY / "kubernetes/components/monitoring/kustomization.yaml").read_text(encoding="utf-8")
 
-    assert set(METRIC.findall(text)) == {"music_tagger_queue_segments"}
-    assert "music_tagger_queue_segments" in exported()
+    assert set(METRIC.findall(text)) == {"music_tagger_admitted_segments"}
+    assert "music_tagger_admitted_segments" in exported()
 
 
 @pytest.mark.parametrize("rule", alerts(), ids=lambda rule: rule["alert"])
