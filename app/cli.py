@@ -31,7 +31,7 @@ from rich.progress import (
 from rich.text import Text
 
 from app import __version__
-from app.output import ENDINGS, WIDE, Format, OutputError, read_back, writer_of
+from app.output import ENDINGS, WIDE, Format, OutputError, origin_of, read_back, writer_of
 
 if TYPE_CHECKING:
     from app.metadata import MetadataWriter
@@ -254,6 +254,7 @@ def tag(
         _check_extras(form, write_tags)
     tagger = _load(weights, device, engine, threads)
     tags, thresholds = tagger.bundle.tags, _thresholds(threshold, tagger)
+    origin = origin_of(tagger.bundle.sha256, start_s, duration_s)
     notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
 
     from app.files import walk
@@ -263,8 +264,10 @@ def tag(
 
     try:
         playlist = Playlist(m3u, parse_condition(where, tags) if where else lambda _: True) if m3u else None
-        earlier = read_back(form, out, tags, thresholds, windows=windows) if out and form.grows else {}
-        writer = writer_of(form, tags, windows=windows, timeline=timeline, out=out)
+        earlier = (
+            read_back(form, out, tags, thresholds, origin, windows=windows) if out and form.grows else {}
+        )
+        writer = writer_of(form, tags, origin, windows=windows, timeline=timeline, out=out)
     except (OutputError, ExpressionError, OSError) as error:
         _refuse(str(error))
     files = walk(paths)

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -123,15 +124,22 @@ def arrivals(folders: Sequence[Path], seen: Mapping[str, Stamp]) -> Iterator[lis
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a hidden path beside `path`, which takes its place at the end, if all went well."""
+    """Yield a hidden path beside `path`, which takes its place at the end, if all went well.
+
+    It takes over mode, owner and extended attributes, as far as the system lets us; its time is new.
+    """
     target = path.resolve()  # a link stays a link
     handle, name = tempfile.mkstemp(prefix=".", suffix=target.suffix, dir=target.parent)
     os.close(handle)
     scratch = Path(name)
     try:
         with suppress(FileNotFoundError):
-            shutil.copymode(target, scratch)
+            shutil.copystat(target, scratch)  # before it is written to, which sets its time anew
         yield scratch
+        with scratch.open("ab") as file:
+            sync(file.fileno())  # else, after a power cut, the name may stand for an empty file
+        with suppress(FileNotFoundError):
+            _copy_owner(target, scratch)
         scratch.replace(target)
     finally:
         scratch.unlink(missing_ok=True)
@@ -146,6 +154,24 @@ def write_whole(path: Path, data: bytes) -> None:
         if not path.exists():
             scratch.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
         scratch.write_bytes(data)
+
+
+def sync(file: int) -> None:
+    """Wait until what was written is on the disk; devices and pipes have none.
+
+    Raises:
+        OSError: it did not get there.
+    """
+    if stat.S_ISREG(os.fstat(file).st_mode):
+        os.fsync(file)
+
+
+def _copy_owner(path: Path, other: Path) -> None:
+    """As far as we may: to give a file away takes root, to give it to a group of ours does not."""
+    found = path.stat()
+    for owner, group in ((-1, found.st_gid), (found.st_uid, -1)):
+        with suppress(OSError):
+            os.chown(other, owner, group)
 
 
 def _umask() -> int:

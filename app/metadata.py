@@ -26,7 +26,7 @@ from mutagen.oggspeex import OggSpeex
 from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
-from app.files import replacing
+from app.files import replacing, sync
 from app.output import Heard
 
 PREFIX: Final = "MUSIC_TAGGER_"
@@ -87,20 +87,22 @@ class MetadataWriter:
             before: dict[str, list[str] | None] = {field: metadata.get(field) for field in wanted}
             if before == wanted:
                 return False
-            self.changes += 1
             self._say(f"{path}: {_told(before, wanted)}")
             if self._undo is None:
+                self.changes += 1
                 return False
             self._note({"path": str(path.absolute()), "before": before, "had_metadata": metadata.is_there})
             with replacing(path) as scratch:
                 shutil.copyfile(path, scratch)
                 change(scratch, wanted)
+        self.changes += 1
         return True
 
     def _note(self, row: Mapping[str, Any]) -> None:
         assert self._undo is not None  # noqa: S101 - nothing is noted where nothing is written
         with self._undo.open("ab", buffering=0) as file:
             file.write((json.dumps(row) + "\n").encode())
+            sync(file.fileno())  # it must be there before the music file changes
 
 
 def change(path: Path, values: Values, *, had_metadata: bool = True) -> None:

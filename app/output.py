@@ -7,9 +7,10 @@ is there. The others are one piece.
 import csv
 import io
 import json
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,11 @@ if TYPE_CHECKING:
 WIDE: Final = 200
 """Columns of a table that goes into a file or a pipe, where nothing tells how wide it may be."""
 BLOCKS: Final = "▁▂▃▄▅▆▇█"
+MODEL_DIGITS: Final = 12
+"""Of the weights' SHA-256, enough to tell them from all others."""
+LINE_BEGIN: Final = '{"path": "'
+AFTER_PATH: Final = ('", "scores": {', '", "error": {')
+"""What follows a path in a row of JSON lines."""
 
 Say = Callable[[str], None]
 
@@ -104,6 +110,21 @@ class Earlier:
     row: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where scores come from; those of another origin are never put beside them."""
+
+    model: str
+    part: str
+
+
+def origin_of(sha256: str, start_s: float, duration_s: float | None) -> Origin:
+    """Of these weights, and of all that was heard of each file: `whole`, or `from 30 s for 10 s`."""
+    length = "" if duration_s is None else f" for {duration_s:.12g} s"
+    is_whole = start_s == 0 and duration_s is None
+    return Origin(sha256[:MODEL_DIGITS], "whole" if is_whole else f"from {start_s:.12g} s{length}")
+
+
 class Writer(Protocol):
     """Takes outcomes one by one; `close` ends the output."""
 
@@ -115,7 +136,13 @@ class Writer(Protocol):
 
 
 def writer_of(
-    form: Format, tags: Sequence[str], *, windows: bool, timeline: bool = False, out: Path | None = None
+    form: Format,
+    tags: Sequence[str],
+    origin: Origin,
+    *,
+    windows: bool,
+    timeline: bool = False,
+    out: Path | None = None,
 ) -> Writer:
     """Return the writer of a format, to a file or to standard output.
 
@@ -123,13 +150,13 @@ def writer_of(
     """
     whole = _print if out is None else partial(_write, out)
     if form is Format.JSONL:
-        return LinesWriter(_print if out is None else partial(_append, out), windows=windows)
+        return LinesWriter(_print if out is None else partial(_append, out), origin, windows=windows)
     if form is Format.CSV:
         has_header = out is not None and out.exists() and out.stat().st_size > 0
         say = _print if out is None else partial(_append, out)
-        return CsvWriter(tags, say, windows=windows, has_header=has_header)
+        return CsvWriter(tags, say, origin, windows=windows, has_header=has_header)
     if form is Format.JSON:
-        return JsonWriter(whole, windows=windows)
+        return JsonWriter(whole, origin, windows=windows)
     if form is Format.PARQUET:
         if out is None:
             raise OutputError("Parquet is no text to print: name its file with --out FILE.parquet")
@@ -140,20 +167,57 @@ def writer_of(
 
 
 def read_back(
-    form: Format, out: Path, tags: Sequence[str], thresholds: Mapping[str, float], *, windows: bool
+    form: Format,
+    out: Path,
+    tags: Sequence[str],
+    thresholds: Mapping[str, float],
+    origin: Origin,
+    *,
+    windows: bool,
 ) -> dict[str, Earlier]:
     """What a file that grows holds of former runs, by `key_of` each path; the last word on a file counts.
 
     A last line that was cut off (the machine went down) is removed from the file.
 
     Raises:
-        OutputError: the file is none of these, or one for other tags or columns.
+        OutputError: the file is none of these, or one for other tags or columns, or of another origin; it is
+            left as it is.
     """
     if not out.is_file():
         return {}
-    text = _without_torn_line(out)
+    data = out.read_bytes()
+    end = data.rfind(b"\n") + 1
+    text, torn = (part.decode("utf-8", "surrogateescape") for part in (data[:end], data[end:]))
+    if form is Format.CSV:
+        rows, is_ours = _csv_rows_of(out, text, tags, windows), _begins_csv(text + torn, tags, windows)
+    else:
+        rows, is_ours = _json_rows_of(out, text), _begins_line(torn)
+    earlier = _earlier_of(form, out, rows, tags, thresholds, origin, windows=windows)
+    if torn and not is_ours:
+        raise OutputError(f"{out}: its last line is not of music-tagger; name a new file with --out")
+    if torn:  # only now that everything is known to be ours
+        with out.open("r+b") as file:
+            file.truncate(end)
+    return earlier
+
+
+def _earlier_of(
+    form: Format,
+    out: Path,
+    rows: Iterable[Mapping[str, Any]],
+    tags: Sequence[str],
+    thresholds: Mapping[str, float],
+    origin: Origin,
+    *,
+    windows: bool,
+) -> dict[str, Earlier]:
     earlier: dict[str, Earlier] = {}
-    for row in _csv_rows_of(out, text, tags, windows) if form is Format.CSV else _json_rows_of(out, text):
+    for row in rows:
+        if (row.get("model"), row.get("part")) != (origin.model, origin.part):
+            raise OutputError(
+                f"{out} holds scores of other weights, or of another part of each file:"
+                " name a new file with --out"
+            )
         stamp = _stamp(row)
         if stamp is None:
             continue
@@ -164,7 +228,7 @@ def read_back(
 
 
 def _stamp(row: Mapping[str, Any]) -> Stamp | None:
-    """None: the file could not be read, or an older version wrote this row."""
+    """None: the file could not be read."""
     try:
         return Stamp(int(row["size_bytes"]), float(row["mtime_s"]))
     except (KeyError, TypeError, ValueError):
@@ -181,14 +245,19 @@ def _heard(out: Path, row: Mapping[str, Any], tags: Sequence[str], thresholds: M
     return Heard(row["path"], scores, present, float(row.get("audio", row)["duration_s"]))
 
 
-def _without_torn_line(out: Path) -> str:
-    """Cut off what stands behind the last whole line, in the file too."""
-    data = out.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with out.open("r+b") as file:
-            file.truncate(len(whole))
-    return whole.decode("utf-8", "surrogateescape")
+def _begins_line(torn: str) -> bool:
+    """Whether a row of JSON lines may begin so."""
+    path = re.match(re.escape(LINE_BEGIN) + r'(?:[^"\\]|\\.?)*', torn)
+    if path is None:
+        return LINE_BEGIN.startswith(torn)
+    rest = torn[path.end() :]
+    return any(key.startswith(rest) or rest.startswith(key) for key in AFTER_PATH)
+
+
+def _begins_csv(text: str, tags: Sequence[str], windows: bool) -> bool:
+    """Whether our CSV may begin so: a header that was cut off, or a whole one and anything below."""
+    header = _csv_header(_csv_columns_of(tags, windows))
+    return header.startswith(text) or text.startswith(header)
 
 
 def _json_rows_of(out: Path, text: str) -> Iterable[dict[str, Any]]:
@@ -206,27 +275,37 @@ def _json_rows_of(out: Path, text: str) -> Iterable[dict[str, Any]]:
 
 def _csv_rows_of(out: Path, text: str, tags: Sequence[str], windows: bool) -> Iterable[dict[str, Any]]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    expected = columns_of(tags, windows=windows)
+    expected = _csv_columns_of(tags, windows)
     if text and list(rows.fieldnames or ()) != list(expected):
         raise OutputError(f"{out} has other columns than {', '.join(expected)}: name a new file with --out")
     return rows
 
 
 def columns_of(tags: Sequence[str], *, windows: bool) -> tuple[str, ...]:
-    """The columns of CSV and Parquet."""
+    """The columns of Parquet; CSV has those of the origin, too."""
     span = ("start_s", "end_s") if windows else ()
     return ("path", *span, *tags, "present", "duration_s", "size_bytes", "mtime_s", "error")
+
+
+def _csv_columns_of(tags: Sequence[str], windows: bool) -> tuple[str, ...]:
+    return (*columns_of(tags, windows=windows), *(field.name for field in fields(Origin)))
+
+
+def _csv_header(columns: Sequence[str]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(columns)
+    return text.getvalue()
 
 
 class LinesWriter:
     """JSON lines: an object a file, written at once."""
 
-    def __init__(self, say: Say, *, windows: bool) -> None:
-        self._say, self._windows = say, windows
+    def __init__(self, say: Say, origin: Origin, *, windows: bool) -> None:
+        self._say, self._origin, self._windows = say, origin, windows
 
     def add(self, outcome: Outcome) -> None:
         """Write the line."""
-        self._write(_object(outcome, self._windows))
+        self._write(_object(outcome, self._origin, self._windows))
 
     def again(self, earlier: Earlier) -> None:
         """Write what a former run wrote, with the file's stamp as it is now."""
@@ -242,13 +321,13 @@ class LinesWriter:
 class JsonWriter:
     """One indented array of objects, a file each."""
 
-    def __init__(self, say: Say, *, windows: bool) -> None:
-        self._say, self._windows = say, windows
+    def __init__(self, say: Say, origin: Origin, *, windows: bool) -> None:
+        self._say, self._origin, self._windows = say, origin, windows
         self._objects: list[dict[str, Any]] = []
 
     def add(self, outcome: Outcome) -> None:
         """Keep the object."""
-        self._objects.append(_object(outcome, self._windows))
+        self._objects.append(_object(outcome, self._origin, self._windows))
 
     def close(self) -> None:
         """Write the array."""
@@ -258,15 +337,17 @@ class JsonWriter:
 class CsvWriter:
     """A row a file, or a row a window; a failed file's row holds its problem in `error`."""
 
-    def __init__(self, tags: Sequence[str], say: Say, *, windows: bool, has_header: bool = False) -> None:
-        self._say, self._windows = say, windows
-        self._columns = columns_of(tags, windows=windows)
+    def __init__(
+        self, tags: Sequence[str], say: Say, origin: Origin, *, windows: bool, has_header: bool = False
+    ) -> None:
+        self._say, self._origin, self._windows = say, origin, windows
+        self._columns = _csv_columns_of(tags, windows)
         if not has_header:
-            self._write([dict(zip(self._columns, self._columns, strict=True))])
+            say(_csv_header(self._columns))
 
     def add(self, outcome: Outcome) -> None:
         """Write the file's rows, all at once."""
-        self._write(_rows(outcome, self._windows))
+        self._write(row | asdict(self._origin) for row in _rows(outcome, self._windows))
 
     def again(self, earlier: Earlier) -> None:
         """Write what a former run wrote, with the file's stamp as it is now."""
@@ -385,10 +466,11 @@ def sparkline(scores: Iterable[float]) -> str:
     return "".join(BLOCKS[min(int(score * len(BLOCKS)), len(BLOCKS) - 1)] for score in scores)
 
 
-def _object(outcome: Outcome, windows: bool) -> dict[str, Any]:
+def _object(outcome: Outcome, origin: Origin, windows: bool) -> dict[str, Any]:
     if isinstance(outcome, Failed):
         error = {"type": outcome.type, "detail": outcome.detail, "hint": outcome.hint}
-        return {"path": outcome.path, "error": error, **(outcome.stamp._asdict() if outcome.stamp else {})}
+        stamp = outcome.stamp._asdict() if outcome.stamp else {}
+        return {"path": outcome.path, "error": error, **stamp, **asdict(origin)}
     tagging = outcome.tagging
     timeline = {"windows": [asdict(window) for window in tagging.windows]} if windows else {}
     return {
@@ -398,6 +480,7 @@ def _object(outcome: Outcome, windows: bool) -> dict[str, Any]:
         **timeline,
         "audio": asdict(tagging.audio),
         **outcome.stamp._asdict(),
+        **asdict(origin),
     }
 
 

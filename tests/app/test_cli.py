@@ -87,7 +87,7 @@ def test_jsonl_is_an_object_a_file() -> None:
 
     assert result.exit_code == 0
     [found] = lines(result)
-    assert set(found) == {"path", "scores", "present", "audio", "size_bytes", "mtime_s"}
+    assert set(found) == {"path", "scores", "present", "audio", "size_bytes", "mtime_s", "model", "part"}
     assert found["path"] == str(CLIP)
     assert isinstance(found["scores"], dict)
     assert tuple(found["scores"]) == TAGS
@@ -136,14 +136,15 @@ def test_json_is_one_array(folder: Path) -> None:
 
     assert [len(found), [set(item) for item in found if "error" in item]] == [
         3,
-        [{"path", "error", "size_bytes", "mtime_s"}],
+        [{"path", "error", "size_bytes", "mtime_s", "model", "part"}],
     ]
 
 
 def test_csv_has_a_row_a_file(folder: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(tag(folder, "--format", "csv").stdout)))
 
-    assert list(rows[0]) == ["path", *TAGS, "present", "duration_s", "size_bytes", "mtime_s", "error"]
+    about = ["present", "duration_s", "size_bytes", "mtime_s", "error", "model", "part"]
+    assert list(rows[0]) == ["path", *TAGS, *about]
     assert [row["error"] for row in rows] == ["", "not-audio", ""]
     assert [row["duration_s"] for row in rows] == ["3.000", "", "2.000"]
 

@@ -20,7 +20,8 @@ import pytest
 from numpy.typing import NDArray
 
 from app.files import files_below, write_whole
-from app.output import sparkline
+from app.output import Format, origin_of, read_back, sparkline
+from model.bundle import load_bundle
 from model.tags import TAGS
 from tests.app.service import PATIENCE_S, tune
 from tests.app.test_cli import run, tag
@@ -135,6 +136,59 @@ def test_a_line_that_was_cut_off_is_written_anew(music: Path, tmp_path: Path) ->
     assert out.read_bytes() == whole
 
 
+@pytest.mark.parametrize("form", [Format.JSONL, Format.CSV])
+@pytest.mark.parametrize("is_song", [True, False])
+def test_a_file_cut_off_anywhere_is_gone_on_with(tmp_path: Path, form: Format, is_song: bool) -> None:
+    clip, out = tmp_path / 'a "quoted" \\ näme.wav', tmp_path / f"library.{form}"
+    clip.write_bytes(tune(2) if is_song else b"no music" * 99)
+    tag(clip, "--out", out)
+    whole, origin = out.read_bytes(), origin_of(load_bundle()[0].sha256, 0, None)
+
+    for end in range(len(whole)):
+        out.write_bytes(whole[:end])
+        earlier = read_back(form, out, TAGS, dict.fromkeys(TAGS, 0.5), origin, windows=False)
+
+        assert earlier == {}
+        assert out.read_bytes() == whole[: whole.rfind(b"\n", 0, end) + 1]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("name", ["song.wav", "bad.wav"])
+def test_scores_of_another_part_are_not_taken_for_those_asked_for(
+    tmp_path: Path, form: str, name: str
+) -> None:
+    clip, out = tmp_path / name, tmp_path / f"library.{form}"
+    clip.write_bytes(tune(6) if name == "song.wav" else b"no music" * 99)
+    former = tag(clip, "--out", out, "--start-s", "2", "--duration-s", "1.5")
+    text = out.read_text()
+
+    for others in ([], ["--start-s", "2"], ["--duration-s", "1.5"]):
+        result = tag(clip, "--out", out, *others)
+        assert result.exit_code == 2
+        assert "or of another part of each file: name a new file with --out" in result.stderr
+
+    assert tag(clip, "--out", out, "--start-s", "2", "--duration-s", "1.5").exit_code == former.exit_code
+    assert out.read_text() == text
+    assert "from 2 s for 1.5 s" in text
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+def test_scores_of_other_weights_are_not_taken_for_those_asked_for(tmp_path: Path, form: str) -> None:
+    clip, out = tmp_path / "song.wav", tmp_path / f"library.{form}"
+    clip.write_bytes(tune(2))
+    tag(clip, "--out", out)
+    model = load_bundle()[0].sha256[:12]
+    assert model in out.read_text()
+    text = out.read_text().replace(model, "0123456789ab")
+    out.write_text(text)
+
+    result = tag(clip, "--out", out)
+
+    assert result.exit_code == 2
+    assert "holds scores of other weights" in result.stderr
+    assert out.read_text() == text
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [
@@ -143,8 +197,12 @@ def test_a_line_that_was_cut_off_is_written_anew(music: Path, tmp_path: Path) ->
         (
             "other.jsonl",
             '{"path": "a", "scores": {"rock": 1}, "size_bytes": 1, "mtime_s": 1}\n',
-            "scores of other tags",
+            "scores of other weights",
         ),
+        ("conf.jsonl", '{"volume": 7}', "last line is not of music-tagger"),
+        ("conf.jsonl", '{"path": "/music", "volume": 7}', "last line is not of music-tagger"),
+        ("other.csv", "name,size\n1,2", "has other columns than path, vocal"),
+        ("other.csv", "name,size", "last line is not of music-tagger"),
     ],
 )
 def test_a_file_of_another_kind_is_refused_and_left_alone(
@@ -219,6 +277,17 @@ def test_metadata_is_shown_then_written_then_brought_back(music: Path, tmp_path:
     undone = run("undo", notes)
     assert [undone.exit_code, undone.stderr] == [0, "Restored: 4 files\n"]
     assert tag(music, "--write-tags").stderr.count("MUSIC_TAGGER_DANCE=") == 4
+
+
+def test_what_could_not_be_written_is_not_told_as_changed(music: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in music.iterdir()}
+
+    result = tag(music, "--write-tags", "--apply", "--undo-file", tmp_path)
+
+    assert result.exit_code == 1
+    assert result.stderr.count("its metadata cannot be changed") == 4
+    assert "Changed: " not in result.stderr
+    assert {path: path.read_bytes() for path in music.iterdir()} == before
 
 
 def test_timeline_is_drawn_a_block_a_window(tmp_path: Path) -> None:

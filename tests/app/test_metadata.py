@@ -1,6 +1,9 @@
 """Tags in the files' own metadata: read back with FFmpeg, sound and other fields as they were, and undone."""
 
 import json
+import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +95,75 @@ def test_a_file_without_metadata_gets_none_by_undo(song: NDArray[np.float32], tm
     list(undo(notes))
 
     assert clip.read_bytes() == before
+
+
+@pytest.fixture
+def flac(song: NDArray[np.float32], tmp_path: Path) -> Path:
+    path = tmp_path / "clip.flac"
+    path.write_bytes(encode(song[:, :48_000], 48_000, "flac"))
+    return path
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Python knows extended attributes on Linux only")
+def test_extended_attributes_stay_and_the_time_is_new(flac: Path, tmp_path: Path) -> None:
+    try:
+        os.setxattr(flac, "user.rating", b"5")
+    except OSError:
+        pytest.skip("this file system has no extended attributes")
+    os.utime(flac, (1, 1))
+    notes, started_s = tmp_path / "undo.jsonl", time.time()
+
+    MetadataWriter(notes, print).write(heard(flac))
+    written = os.getxattr(flac, "user.rating"), flac.stat().st_mtime
+    list(undo(notes))
+
+    assert written[0] == os.getxattr(flac, "user.rating") == b"5"
+    assert flac.stat().st_mtime >= written[1] > started_s - 1
+
+
+def test_the_owner_stays_as_far_as_the_system_lets_us(
+    flac: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, found = list[tuple[int, int]](), flac.stat()
+
+    def refuse(_: Path, owner: int, group: int) -> None:
+        given.append((owner, group))
+        raise PermissionError
+
+    monkeypatch.setattr(os, "chown", refuse)
+
+    assert MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(flac))
+
+    assert given == [(-1, found.st_gid), (found.st_uid, -1)]
+
+
+def test_the_note_is_on_the_disk_before_the_music_file_changes(
+    flac: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, before = tmp_path / "undo.jsonl", flac.read_bytes()
+    synced = list[tuple[bool, bool]]()
+
+    def note(file: int) -> None:
+        is_note = os.path.samestat(os.fstat(file), notes.stat())
+        synced.append((is_note, flac.read_bytes() == before))
+
+    monkeypatch.setattr(os, "fsync", note)
+
+    MetadataWriter(notes, print).write(heard(flac))
+
+    assert synced == [(True, True), (False, True)]
+
+
+def test_a_change_counts_when_it_is_made(flac: Path, tmp_path: Path) -> None:
+    shown, failed = MetadataWriter(None, print), MetadataWriter(tmp_path, print)
+    written = MetadataWriter(tmp_path / "undo.jsonl", print)
+
+    shown.write(heard(flac))
+    with pytest.raises(MetadataError, match="cannot be changed"):
+        failed.write(heard(flac))
+    written.write(heard(flac))
+
+    assert [shown.changes, failed.changes, written.changes] == [1, 0, 1]
 
 
 def test_a_flac_keeps_the_md5_of_its_samples(song: NDArray[np.float32], tmp_path: Path) -> None:
