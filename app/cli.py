@@ -246,6 +246,7 @@ def tag(
         _refuse(
             "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
         )
+    _check_places(out, m3u, undo_file)
     if form is Format.CSV and windows and (m3u or write_tags):
         _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
     if watch and not (form.grows and any(path.is_dir() for path in paths)):
@@ -686,6 +687,17 @@ def _check_extras(form: Format, write_tags: bool) -> None:
         import_module("pyarrow")
     if write_tags:
         import_module("mutagen")
+
+
+def _check_places(out: Path | None, m3u: Path | None, undo_file: Path | None) -> None:
+    """Refuse what would overwrite music, or fail only after everything was heard."""
+    if m3u is not None and m3u.suffix.lower() not in (".m3u", ".m3u8"):
+        _refuse(f"--m3u {m3u}: a playlist's name ends in .m3u or .m3u8")
+    if undo_file is not None and undo_file.suffix.lower() != ".jsonl":
+        _refuse(f"--undo-file {undo_file}: its name must end in .jsonl")
+    for path in (out, m3u, undo_file):
+        if path is not None and not path.absolute().parent.is_dir():
+            _refuse(f"{path}: there is no folder {path.parent}; make it first")
 
 
 def _metadata_writer(notes: Path | None, say: Callable[[str], None], tags: Sequence[str]) -> "MetadataWriter":

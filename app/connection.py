@@ -24,6 +24,7 @@ class Connection(HttpToolsProtocol):
     _head_bytes = 0
     _timer: asyncio.TimerHandle | None = None
     _body_bytes = 0
+    _idle_bytes = 0  # since the last of the body: trailers, extensions of chunks
     _declared = 0
     _enough: asyncio.Event | None = None
 
@@ -47,17 +48,23 @@ class Connection(HttpToolsProtocol):
                 self._enough.set()
             return
         self._head_bytes += len(data)
+        self._idle_bytes += len(data)
         super().data_received(data)
-        if self._in_head and self._head_bytes > MOST_HEAD_BYTES:
+        if (self._head_bytes if self._in_head else self._idle_bytes) > MOST_HEAD_BYTES:
             self._give_up()
 
     def on_message_begin(self) -> None:
         """Await the headers of this request."""
         self._begin_head()
         self._begun = True
-        self._body_bytes = 0
+        self._body_bytes = self._idle_bytes = 0
         super().on_message_begin()
         self.scope["extensions"] = cast("dict[str, dict[object, object]]", {DISCARD: self._discard})
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; leave out what stands behind a chunked body, which nobody reads."""
+        if self._in_head:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """From here on, admission sees to it."""
@@ -67,6 +74,7 @@ class Connection(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Count what of the body was parsed."""
         self._body_bytes += len(body)
+        self._idle_bytes = 0
         super().on_body(body)
 
     async def _discard(self, declared: int, seconds: float) -> None:

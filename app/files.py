@@ -1,5 +1,6 @@
 """Files of a music library: which there are, whether one changed, which are new, and how one is replaced."""
 
+import io
 import os
 import shutil
 import stat
@@ -154,6 +155,17 @@ def write_whole(path: Path, data: bytes) -> None:
         if not path.exists():
             scratch.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
         scratch.write_bytes(data)
+
+
+def write_all(file: io.RawIOBase | io.FileIO, data: bytes) -> None:
+    """Write in one system call if the system takes it whole, else in as many as it takes.
+
+    Raises:
+        OSError: some of it could not be written; what was written stays.
+    """
+    rest = memoryview(data)
+    while rest:
+        rest = rest[file.write(rest) or 0 :]
 
 
 def sync(file: int) -> None:

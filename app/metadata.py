@@ -26,7 +26,7 @@ from mutagen.oggspeex import OggSpeex
 from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
-from app.files import replacing, sync
+from app.files import replacing, sync, write_all
 from app.output import Heard
 
 PREFIX: Final = "MUSIC_TAGGER_"
@@ -101,7 +101,7 @@ class MetadataWriter:
     def _note(self, row: Mapping[str, Any]) -> None:
         assert self._undo is not None  # noqa: S101 - nothing is noted where nothing is written
         with self._undo.open("ab", buffering=0) as file:
-            file.write((json.dumps(row) + "\n").encode())
+            write_all(file, (json.dumps(row) + "\n").encode())
             sync(file.fileno())  # it must be there before the music file changes
 
 

@@ -29,6 +29,8 @@ from app.uploads import clip_of, memory_file, read_raw
 
 router = APIRouter(tags=["tags"])
 
+MOST_MARKS: Final = 200
+"""Quotes, or commas, of a body: base64 has none, and millions of small values would take gigabytes."""
 PIECE: Final = 1 << 20
 """Characters of base64 that are decoded at once, a multiple of four."""
 
@@ -94,6 +96,8 @@ def _parse(body: BinaryIO, clip: BinaryIO) -> LabelParameters:
     body.seek(0)
     text = body.read()
     body.truncate(0)
+    if max(text.count(b'"'), text.count(b",")) > MOST_MARKS:
+        raise ProblemError("bad-json", "The body has many more values than `inputs` and `parameters`.")
     try:
         parsed = LabelRequest.model_validate_json(text)
         del text

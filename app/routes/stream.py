@@ -37,6 +37,8 @@ RESTART: Final = 1012
 START_HINT: Final = (
     'Begin with the text {"encoding": "pcm_s16le", "sample_rate_hz": 44100} or {"encoding": "container"}.'
 )
+MOST_TEXT: Final = 10_000
+"""Characters of a message of text: each unknown name in it would be told as an error of its own."""
 END_HINT: Final = 'Send sound as binary messages, and {"end": true} as text after the last one.'
 Sent = TypeVar("Sent", bound=BaseModel)
 
@@ -179,6 +181,8 @@ async def _receive(websocket: WebSocket, idle_s: float) -> str | bytes:
 
 
 def _parse(kind: type[Sent], text: str, hint: str) -> Sent:
+    if len(text) > MOST_TEXT:
+        raise ProblemError("bad-json", f"The message has more than {MOST_TEXT} characters.", hint=hint)
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:

@@ -38,13 +38,22 @@ export async function describeModel() {
 // Tags one file. `onStep(phase, fraction)` is told "uploading" with 0..1, "analysing", "waiting" with seconds.
 export async function tag(file, onStep, signal) {
   for (let attempt = 0; ; attempt += 1) {
+    signal.throwIfAborted(); // the clip may have been cleared while it waited
     const { status, body, retryAfter } = await send(file, onStep, signal);
     if (status === 200) return body;
     if ((status !== 429 && status !== 503) || attempt === RETRIES) throw new Problem(body);
     const seconds = Math.min(retryAfter || 1, 30);
     onStep("waiting", seconds);
-    await new Promise((resolve) => { setTimeout(resolve, seconds * 1000); });
+    await pause(seconds, signal);
   }
+}
+
+// Ends early if the signal aborts.
+function pause(seconds, signal) {
+  return new Promise((resolve) => {
+    setTimeout(resolve, seconds * 1000);
+    signal.addEventListener("abort", resolve, { once: true });
+  });
 }
 
 // XMLHttpRequest, because fetch does not tell how much was sent.

@@ -100,7 +100,6 @@ function pick() {
   return (navigator.language ?? "").toLowerCase().startsWith("zh") ? "zh" : "en";
 }
 
-export const current = () => language;
 export const other = () => (language === "en" ? "zh" : "en");
 export const locale = () => (language === "zh" ? "zh-CN" : "en");
 

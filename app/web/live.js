@@ -8,7 +8,7 @@ const MOST_WAITING = 4_000_000; // bytes that the network has not taken: more wo
 
 // What is heard so far, in the form of an answer, so that bars and timeline show it like any other.
 export class Live {
-  // `tags`: the model's; `on`: {window(), final(), failed(problem)}, called as they happen.
+  // `tags`: the model's; `on`: {window(), final(), failed(problem), nothing()}, called as they happen.
   constructor(tags, on) {
     this.tags = tags;
     this.on = on;
@@ -23,6 +23,7 @@ export class Live {
     this.context = new AudioContext();
     try {
       const source = file ? await this.#played(file) : await this.#heard();
+      if (this.over) { this.#silence(); return; } // stopped while the browser asked for the microphone
       await this.context.audioWorklet.addModule("web/pcm.js");
       await this.context.resume();
       this.samples = new AudioWorkletNode(this.context, "samples", { numberOfOutputs: 0 });
@@ -37,6 +38,7 @@ export class Live {
 
   async #heard() {
     this.stream = await microphone();
+    if (this.over) return null;
     return this.context.createMediaStreamSource(this.stream);
   }
 
@@ -108,6 +110,7 @@ export class Live {
   // Ends the sound; the service then tells the scores of the whole.
   stop() {
     if (this.over || this.stopped) return;
+    if (!this.socket) { this.drop(); this.on.nothing(); return; } // it has not begun
     this.stopped = true;
     this.#silence();
     if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ end: true }));
@@ -125,6 +128,6 @@ export class Live {
     this.player?.pause();
     if (this.player) URL.revokeObjectURL(this.player.src);
     for (const track of this.stream?.getTracks() ?? []) track.stop();
-    if (this.context.state !== "closed") void this.context.close();
+    if (this.context && this.context.state !== "closed") void this.context.close();
   }
 }

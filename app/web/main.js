@@ -1,6 +1,6 @@
 // The page: clips come in, are tagged two at a time, and are shown one at a time.
 
-import { Problem, describeModel, tag, useKey } from "./api.js";
+import { Problem, describeModel, tag, unreachable, useKey } from "./api.js";
 import { languages, locale, other, say, sayProblem, tagMeaning, tagName, translate, use } from "./i18n.js";
 import { Live } from "./live.js";
 import { peaksOf, record } from "./sound.js";
@@ -79,6 +79,7 @@ async function analyse(clip) {
   try {
     clip.answer = await tag(clip.file, (phase, amount) => step(clip, phase === "waiting" ? "retrying" : phase, amount), clip.stopper.signal);
     clip.phase = "done";
+    if (!model) void meetModel(); // it could not be had when the page opened
     tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -108,6 +109,7 @@ async function goLive(file) {
     window: () => hearLive(clip),
     final: () => finishLive(clip),
     failed: (problem) => failLive(clip, problem),
+    nothing: () => forgetLive(clip),
   });
   clips.push(clip);
   show(clip);
@@ -115,9 +117,10 @@ async function goLive(file) {
   try {
     await clip.live.start(file);
   } catch (error) {
-    failLive(clip, file ? noSound(error) : noMicrophone(error));
+    if (clips.includes(clip)) failLive(clip, file ? noSound(error) : noMicrophone(error));
     return;
   }
+  if (!clips.includes(clip)) return;
   clip.ticking = setInterval(() => { if (clip === shown) drawClock(); }, 500);
   byId("live-stop").focus();
 }
@@ -132,6 +135,14 @@ function finishLive(clip) {
   hearLive(clip);
   leaveLive(clip, "done");
   tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
+}
+
+// Stopped before it began: as if it had never been asked for.
+function forgetLive(clip) {
+  clips.splice(clips.indexOf(clip), 1);
+  if (clips.length) show(clips.at(-1));
+  else showNothing();
+  byId("live-microphone").focus();
 }
 
 function failLive(clip, problem) {
@@ -191,6 +202,13 @@ function show(clip) {
     table.chosen = clip;
     load(clip.file.size ? clip.url : "");
   }
+  table.draw();
+  drawResult();
+}
+
+function showNothing() {
+  shown = table.chosen = null;
+  load("");
   table.draw();
   drawResult();
 }
@@ -411,10 +429,7 @@ byId("language").addEventListener("click", () => { use(other()); drawWords(); })
 byId("theme").addEventListener("click", nextTheme);
 byId("clear").addEventListener("click", () => {
   for (const clip of clips.splice(0)) clip.drop();
-  shown = table.chosen = null;
-  load("");
-  table.draw();
-  drawResult();
+  showNothing();
   byId("choose").focus();
 });
 byId("again").addEventListener("click", () => {
@@ -431,8 +446,9 @@ byId("key-form").addEventListener("submit", (event) => {
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {
     const name = `${button.dataset.sample}.opus`;
-    const response = await fetch(`web/samples/${name}`);
-    add([new File([await response.arrayBuffer()], name, { type: "audio/ogg" })]);
+    const response = await fetch(`web/samples/${name}`).catch(() => null);
+    if (response?.ok) add([new File([await response.arrayBuffer()], name, { type: "audio/ogg" })]);
+    else byId("news").textContent = say("done", name, sayProblem(unreachable()).title);
   });
 }
 for (const event of ["dragenter", "dragover"]) {
@@ -446,6 +462,7 @@ document.addEventListener("dragleave", (drag) => {
   if (!drag.relatedTarget) byId("drop").classList.remove("over");
 });
 document.addEventListener("drop", (drag) => {
+  if (!drag.dataTransfer?.types.includes("Files")) return; // text, into the filter
   drag.preventDefault();
   byId("drop").classList.remove("over");
   add(drag.dataTransfer.files);

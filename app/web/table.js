@@ -73,13 +73,16 @@ export class Table {
       head.setAttribute("aria-sort", sorted ? (this.order.rising ? "ascending" : "descending") : "none");
     }
     const shown = this.shown();
+    const focused = document.activeElement?.closest("#rows tr")?.clip;
     byId("rows").replaceChildren(...shown.map((clip) => this.#row(clip)));
+    if (focused) [...byId("rows").children].find((row) => row.clip === focused)?.querySelector("button").focus({ preventScroll: true });
     byId("shown").textContent = say("shown", shown.length, this.clips.length);
     byId("list").hidden = this.clips.length < 2;
   }
 
   #row(clip) {
     const row = document.createElement("tr");
+    row.clip = clip;
     row.classList.toggle("chosen", clip === this.chosen);
     const button = document.createElement("button");
     button.type = "button";

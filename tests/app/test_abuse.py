@@ -168,6 +168,23 @@ def test_a_flood_of_headers_is_cut_off(server: Process, name: str) -> None:
     assert answer.startswith(b"HTTP/1.1 400") or not answer  # the answer may be lost where we still write
 
 
+@pytest.mark.parametrize("name", ["many headers", "one header"])
+def test_a_flood_behind_a_chunked_body_is_cut_off(server: Process, name: str) -> None:
+    head = b"POST /v1/tags HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    answer = say(server, head, b"5\r\nhello\r\n0\r\n", *FLOODS[name])
+
+    assert not answer
+
+
+def test_a_header_behind_a_chunked_body_is_left_out(server: Process) -> None:
+    head = b"POST /v1/tags HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    answer = say(server, head, b"5\r\nhello\r\n0\r\nX-Sum: 1\r\n\r\n")
+
+    assert answer.startswith(b"HTTP/1.1 415"), answer
+
+
 @pytest.mark.parametrize("start", [b"", b"GET /health/live HTTP/1.1\r\nX-Slow: "], ids=["silence", "half"])
 def test_a_head_that_never_ends_is_given_up(server: Process, start: bytes) -> None:
     started = time.monotonic()

@@ -114,6 +114,18 @@ GOOD = base64.b64encode(tune(2)).decode()
             "bad-json",
             "JSON",
         ),
+        (
+            "",
+            {
+                "content": b'{"inputs": "", '
+                + b", ".join(b'"%d": 0' % number for number in range(1000))
+                + b"}",
+                "headers": {"Content-Type": "application/json"},
+            },
+            400,
+            "bad-json",
+            "many more values",
+        ),
         ("", {"content": b""}, 400, "empty-clip", "empty"),
     ],
 )

@@ -281,8 +281,9 @@ def test_metadata_is_shown_then_written_then_brought_back(music: Path, tmp_path:
 
 def test_what_could_not_be_written_is_not_told_as_changed(music: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in music.iterdir()}
+    (tmp_path / "a-folder.jsonl").mkdir()
 
-    result = tag(music, "--write-tags", "--apply", "--undo-file", tmp_path)
+    result = tag(music, "--write-tags", "--apply", "--undo-file", tmp_path / "a-folder.jsonl")
 
     assert result.exit_code == 1
     assert result.stderr.count("its metadata cannot be changed") == 4
@@ -335,6 +336,10 @@ def test_watch_tags_what_appears_until_ctrl_c(music: Path, tmp_path: Path, song:
         (["--timeline", "--format", "json"], "drawn in the table"),
         (["--where", "pop"], "name the playlist with --m3u"),
         (["--m3u", "a.m3u8", "--where", "pop and rock"], "no tag 'rock'"),
+        (["--m3u", "song.opus"], "ends in .m3u or .m3u8"),
+        (["--write-tags", "--apply", "--undo-file", "song.opus"], "end in .jsonl"),
+        (["--out", "nowhere/a.jsonl"], "no folder nowhere"),
+        (["--m3u", "nowhere/a.m3u"], "no folder nowhere"),
         (["--apply"], "--write-tags --apply"),
         (["--watch"], "needs a folder"),
         (["--watch", "--format", "json"], "file by file"),

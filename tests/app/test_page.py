@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, FilePayload, Page, expect
+from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
 from tests.app.browser import Tab, chromium, new_tab
 from tests.app.service import Process, server_process, tune
@@ -198,6 +198,50 @@ def test_a_service_that_is_gone_is_told_and_can_be_tried_again(tab: Tab) -> None
     expect(page.locator("#problem")).to_be_hidden()
 
 
+def test_a_clip_that_is_cleared_while_it_waits_is_not_sent(tab: Tab) -> None:
+    page = tab.page
+    sent: list[str] = []
+
+    def refuse(route: Route) -> None:
+        sent.append(route.request.url)
+        route.fulfill(status=503, headers={"Retry-After": "1"}, json={"title": "Later", "status": 503})
+
+    page.route("**/v1/tags*", refuse)
+    page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
+    expect(page.locator("#progress-text")).to_contain_text("again")
+
+    page.evaluate("document.getElementById('clear').click()")
+    page.wait_for_timeout(1500)
+
+    assert len(sent) == 1
+
+
+def test_a_model_that_could_not_be_had_is_asked_for_again(server: Process, browser: Browser) -> None:
+    with opened(browser, server) as tab:
+        page = tab.page
+        page.route("**/v1/model", lambda route: route.abort())
+        page.reload()
+        expect(page.locator("#columns th")).to_have_count(2)
+        page.unroute("**/v1/model")
+
+        page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
+
+        expect(page.locator("#columns th")).to_have_count(6)
+
+
+def test_the_focus_stays_on_a_clip_while_others_are_tagged(tab: Tab) -> None:
+    page = tab.page
+    page.locator("#files").set_input_files([WEB / "samples" / "song.opus", WEB / "samples" / "club.opus"])
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(2)
+    button = page.locator("#rows button").first
+    button.focus()
+
+    page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(3)
+
+    expect(button).to_be_focused()
+
+
 def test_several_files_make_a_table_that_sorts_and_filters(server: Process, tab: Tab) -> None:
     page = tab.page
     files = [WEB / "samples" / f"{name}.opus" for name in SAMPLES]
@@ -335,6 +379,21 @@ def test_a_file_is_tagged_live_as_it_plays(server: Process, tab: Tab) -> None:
     )  # the browser resamples, and its clock has its own seconds
     expect(page.locator("#play")).to_be_enabled()
     assert tab.errors == []
+
+
+def test_a_live_mode_that_is_stopped_before_it_begins_leaves_nothing(
+    server: Process, browser: Browser
+) -> None:
+    with opened(browser, server) as tab:
+        page = tab.page
+        page.evaluate("() => { navigator.mediaDevices.getUserMedia = () => new Promise(() => {}); }")
+        page.get_by_role("button", name="Microphone").click()
+
+        page.locator("#live-stop").click()
+
+        expect(page.locator("#result")).to_be_hidden()
+        expect(page.get_by_role("button", name="Microphone")).to_be_focused()
+        assert tab.errors == []
 
 
 def test_a_live_mode_that_cannot_begin_is_told(server: Process, browser: Browser) -> None:

@@ -232,6 +232,7 @@ async def test_no_more_listen_than_there_are_places(server: Process) -> None:
 BAD_STARTS: dict[str, tuple[dict[str, Any] | str | bytes, str, int]] = {
     "binary": (b"RIFF", "media-type", 1003),
     "not JSON": ("hello", "bad-json", 1007),
+    "a long text": ("{" + 9_999 * " " + "}", "bad-json", 1007),
     "not an object": ("7", "bad-parameter", 1007),
     "no encoding": ({}, "bad-parameter", 1007),
     "an unknown encoding": ({"encoding": "pcm_f64"}, "bad-parameter", 1007),
