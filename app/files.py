@@ -1,6 +1,5 @@
 """Files of a music library: which there are, whether one changed, which are new, and how one is replaced."""
 
-import io
 import os
 import shutil
 import stat
@@ -157,15 +156,25 @@ def write_whole(path: Path, data: bytes) -> None:
         scratch.write_bytes(data)
 
 
-def write_all(file: io.RawIOBase | io.FileIO, data: bytes) -> None:
-    """Write in one system call if the system takes it whole, else in as many as it takes.
+def append(path: Path, data: bytes, *, durable: bool = False) -> None:
+    """Add to a file, all or nothing: in one system call, unless the system takes less at once.
+
+    `durable`: wait until it is on the disk.
 
     Raises:
-        OSError: some of it could not be written; what was written stays.
+        OSError: there is no room for all of it, or the file cannot be written.
     """
-    rest = memoryview(data)
-    while rest:
-        rest = rest[file.write(rest) or 0 :]
+    with path.open("ab", buffering=0) as file:
+        before, rest = os.fstat(file.fileno()).st_size, memoryview(data)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+            if durable:
+                sync(file.fileno())
+        except OSError:
+            with suppress(OSError):  # a device cannot be cut
+                file.truncate(before)
+            raise
 
 
 def sync(file: int) -> None:

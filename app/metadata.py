@@ -26,7 +26,7 @@ from mutagen.oggspeex import OggSpeex
 from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
-from app.files import replacing, sync, write_all
+from app.files import append, replacing
 from app.output import Heard
 
 PREFIX: Final = "MUSIC_TAGGER_"
@@ -100,9 +100,8 @@ class MetadataWriter:
 
     def _note(self, row: Mapping[str, Any]) -> None:
         assert self._undo is not None  # noqa: S101 - nothing is noted where nothing is written
-        with self._undo.open("ab", buffering=0) as file:
-            write_all(file, (json.dumps(row) + "\n").encode())
-            sync(file.fileno())  # it must be there before the music file changes
+        # It must be there before the music file changes.
+        append(self._undo, (json.dumps(row) + "\n").encode(), durable=True)
 
 
 def change(path: Path, values: Values, *, had_metadata: bool = True) -> None:

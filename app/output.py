@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from app.files import Stamp, key_of, write_all, write_whole
+from app.files import Stamp, append, key_of, write_whole
 
 if TYPE_CHECKING:
     from model.tagger import Tagging, WindowScores
@@ -536,6 +536,4 @@ def _write(out: Path, text: str) -> None:
 
 
 def _append(out: Path, text: str) -> None:
-    """In one system call: an interruption comes before it or after it."""
-    with out.open("ab", buffering=0) as file:
-        write_all(file, text.encode("utf-8", "surrogateescape"))
+    append(out, text.encode("utf-8", "surrogateescape"))

@@ -75,7 +75,8 @@ export class Table {
     const shown = this.shown();
     const focused = document.activeElement?.closest("#rows tr")?.clip;
     byId("rows").replaceChildren(...shown.map((clip) => this.#row(clip)));
-    if (focused) [...byId("rows").children].find((row) => row.clip === focused)?.querySelector("button").focus({ preventScroll: true });
+    const again = focused && [...byId("rows").children].find((row) => row.clip === focused);
+    again?.querySelector("button").focus({ preventScroll: true });
     byId("shown").textContent = say("shown", shown.length, this.clips.length);
     byId("list").hidden = this.clips.length < 2;
   }

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from model.tagger import choose_device, pool_logits, score
 from model.training.calibration import calibrate
-from model.training.corpus import SOURCES, Clip
+from model.training.corpus import SOURCES, Clip, read_manifest
 from model.training.material import Material
 from model.training.train import Progress, TrainingError, TrainSettings, clip_logits, fit, prepare, usable
 
@@ -40,11 +40,11 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
         TrainingError: there are fewer sources than folds, or a tag has only yes or only no; and what `train`
             raises.
     """
+    _check(settings, read_manifest(settings.manifests[0], settings.tags), folds)  # before hours are spent
     shared = settings.cache or settings.out / "cache"
     material = prepare(replace(settings, cache=shared))
     judged = prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None))
     fold_of = deal(judged.clips, folds)
-    _check(settings, judged, fold_of, folds)
     said: list[Logits] = []
     for fold in range(folds):
         own = replace(settings, out=settings.out / f"fold-{fold}", cache=shared, keep_last=True)
@@ -53,13 +53,14 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
     return _write(settings, judged, said)
 
 
-def _check(settings: TrainSettings, judged: Material, fold_of: dict[str, int], folds: int) -> None:
-    if not 2 <= folds <= len(fold_of):
+def _check(settings: TrainSettings, clips: Sequence[Clip], folds: int) -> None:
+    sources = {clip.source for clip in clips}
+    if not 2 <= folds <= len(sources):
         raise TrainingError(
-            f"--folds {folds}: choose 2 to {len(fold_of)}, which is how many sources there are"
+            f"--folds {folds}: choose 2 to {len(sources)}, which is how many sources there are"
         )
-    for tag, column in zip(settings.tags, judged.labels.T, strict=True):
-        if not {0.0, 1.0} <= set(column[~np.isnan(column)].tolist()):
+    for column, tag in enumerate(settings.tags):
+        if not {0.0, 1.0} <= {clip.labels[column] for clip in clips}:
             raise TrainingError(f"{settings.manifests[0]} needs clips with and without {tag!r}")
 
 

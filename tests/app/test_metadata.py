@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from mutagen.flac import FLAC
 from mutagen.id3 import ID3, TCON, TIT2, TYER
 from numpy.typing import NDArray
 
+from app.files import append
 from app.metadata import MetadataError, MetadataWriter, fields_of, undo
 from app.output import Heard
 from tests.encoding import decode, encode
@@ -102,6 +104,21 @@ def flac(song: NDArray[np.float32], tmp_path: Path) -> Path:
     path = tmp_path / "clip.flac"
     path.write_bytes(encode(song[:, :48_000], 48_000, "flac"))
     return path
+
+
+def test_what_there_is_no_room_for_is_not_written_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "notes.jsonl"
+    append(path, b"whole\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            append(path, b"too much\n", durable=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert path.read_bytes() == b"whole\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Python knows extended attributes on Linux only")

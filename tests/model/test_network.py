@@ -9,7 +9,7 @@ import torchaudio
 from torch.utils.flop_counter import FlopCounterMode
 
 from model.bundle import load_bundle
-from model.frontend import COMPRESSION, LogMel
+from model.frontend import COMPRESSION, QUIET, LogMel, expand, level
 from model.network import SEGMENT_SAMPLES, NetworkConfig, TaggerNetwork
 
 MAX_PARAMETERS = 1_500_000
@@ -130,6 +130,28 @@ def test_log_mel_is_the_stated_formula() -> None:
     expected = torch.log10(1 + COMPRESSION * mel_power(audio))
 
     torch.testing.assert_close(LogMel()(audio), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("decibels", [-20, -10, 0])
+def test_a_quiet_segment_is_raised_by_at_most_20_db_and_a_loud_one_stays(decibels: int) -> None:
+    plain, levelled = LogMel(), LogMel(levelled=True)
+    just_quiet = noise(2, SEGMENT_SAMPLES) * torch.tensor([[1.0], [10.0]])
+    power = expand(plain(just_quiet)).mean((1, 2), keepdim=True)[:1]
+    quiet = just_quiet * (QUIET / power).sqrt()[:, 0] * torch.tensor([[10 ** (decibels / 20)], [1.0]])
+
+    heard = levelled(quiet)
+
+    assert expand(heard).mean((1, 2))[0] == pytest.approx(QUIET, rel=1e-3)
+    torch.testing.assert_close(heard[1], plain(quiet)[1])
+    whisper = levelled(quiet[:1] * 1e-3)
+    torch.testing.assert_close(expand(whisper).mean(), expand(plain(quiet[:1] * 1e-2)).mean())
+
+
+def test_training_levels_its_log_mels_as_the_network_does() -> None:
+    quiet = 0.01 * noise(2, SEGMENT_SAMPLES)
+
+    torch.testing.assert_close(level(LogMel()(quiet)), LogMel(levelled=True)(quiet), atol=1e-4, rtol=1e-4)
+    assert TaggerNetwork(("a",)).log_mel.levelled
 
 
 def test_embeddings_are_finite_at_any_level(network: TaggerNetwork) -> None:
