@@ -25,6 +25,9 @@ from app.state import State
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 OPEN_PREFIXES: Final = ("/health/", "/problems", "/web/", "/static-offline-docs/")
 LINGER_S: Final = 2.0
+AHEAD_BYTES: Final = 4_000_000
+"""Of what a body declares, so much is counted before it arrives: a clip's worth, so that most uploads are not
+refused half-way; and no more, so that a few slow ones cannot hold what others could use."""
 WORTH_A_TRY: Final = 0.8
 """Share of a request's time that the work before it may take: the rate may fall, and uploads take time."""
 Result = TypeVar("Result")
@@ -68,7 +71,7 @@ class Admission:
         if not self._state.pipeline.has_room():
             raise ProblemError("queue-full", retry_after_s=self._state.retry_after_s())
         self._judge_wait(body.until - asyncio.get_running_loop().time())
-        body.hold(body.declared)
+        body.hold_declared()
 
     def _judge_wait(self, left_s: float) -> None:
         """Refuse at once what would be late, as work on it would be for nothing. Raises ProblemError."""
@@ -81,8 +84,8 @@ class Admission:
 class Body:
     """One request's body on its way in, and its answer on the way out.
 
-    Bytes count against the limit and the common budget from the moment they are declared or have arrived,
-    whichever is more, until the request is done.
+    Against the common budget count the bytes that have arrived, and `AHEAD_BYTES` of those that are declared
+    and have not, until the request is done.
     """
 
     def __init__(self, scope: Scope, receive: Receive, send: Send, state: State) -> None:
@@ -101,17 +104,21 @@ class Body:
         self._arrived = 0
         self._started = asyncio.get_running_loop().time()
 
-    def hold(self, size: int) -> None:
-        """Take `size` bytes in all from the common budget. Raises ProblemError."""
+    def hold_declared(self) -> None:
+        """Take room for what comes first; all that is declared must find room now. Raises ProblemError."""
+        self._hold(self.declared)
+
+    def _hold(self, needed: int) -> None:
+        """Count what has arrived and what comes next, if `needed` bytes of this body find room."""
         settings = self._state.settings
-        if size > settings.max_upload_bytes:
+        if needed > settings.max_upload_bytes:
             raise ProblemError("too-many-bytes", f"The body has more than {settings.max_upload_mb:g} MB.")
-        if size <= self._held:
-            return
-        if self._state.inflight_bytes - self._held + size > settings.max_inflight_bytes:
+        free = settings.max_inflight_bytes - self._state.inflight_bytes + self._held
+        if needed > free:
             raise ProblemError("bytes-full", retry_after_s=self._state.retry_after_s())
-        self._state.inflight_bytes += size - self._held
-        self._held = size
+        held = max(self._arrived, min(self.declared, self._arrived + AHEAD_BYTES, free))
+        self._state.inflight_bytes += held - self._held
+        self._held = held
 
     def release(self) -> None:
         """Give all bytes back."""
@@ -125,7 +132,7 @@ class Body:
         message = await self._receive_in_time()
         if message["type"] == "http.request":
             self._arrived += len(message.get("body", b""))
-            self.hold(self._arrived)
+            self._hold(self._arrived)
             self.complete = not message.get("more_body", False)
             if self.complete:
                 self._note_upload()

@@ -59,8 +59,8 @@ OUTPUT, LIBRARY, HEARING = "Output", "Music library", "What is heard"
 """Panels of the options of `tag` in its help."""
 INTERRUPTED = 130
 TAG_EXIT_CODES = (
-    "Exit codes: 0 every file was tagged, 1 some could not be, 2 the command cannot be carried out as typed,"
-    " 130 Ctrl-C ended it before all files were tagged."
+    "Exit codes: 0 every file was tagged, 1 some could not be, or the disk is full, 2 the command cannot be"
+    " carried out as typed, 130 Ctrl-C ended it before all files were tagged."
 )
 
 Weights = Annotated[
@@ -284,12 +284,14 @@ def tag(
             playlist=playlist,
             metadata=metadata,
         )
-        is_complete = _until_interrupted(lambda: library.tag(files, done))
-    if is_complete or out is None or form.grows:
-        writer.close()
-    if is_complete and watch:
-        typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
-        _until_interrupted(lambda: library.watch([path for path in paths if path.is_dir()]))
+        with _told_if_unwritable(form, out):
+            is_complete = _until_interrupted(lambda: library.tag(files, done))
+    with _told_if_unwritable(form, out):
+        if is_complete or out is None or form.grows:
+            writer.close()
+        if is_complete and watch:
+            typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
+            _until_interrupted(lambda: library.watch([path for path in paths if path.is_dir()]))
     if metadata is not None and metadata.changes:
         typer.echo(_told_of_changes(metadata.changes, notes if apply else None), err=True)
     if not is_complete:
@@ -717,6 +719,15 @@ def _until_interrupted(work: Callable[[], None]) -> bool:
     except KeyboardInterrupt:
         return False
     return True
+
+
+@contextmanager
+def _told_if_unwritable(form: Format, out: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OutputError as error:
+        typer.echo(f"music-tagger: {error} {_way_to_go_on(form, out)}", err=True)
+        raise typer.Exit(1) from error
 
 
 def _way_to_go_on(form: Format, out: Path | None) -> str:

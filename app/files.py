@@ -80,9 +80,16 @@ def key_of(path: str | Path) -> str:
 
 
 def files_below(path: Path) -> list[Path]:
-    """List what may be music below a folder in a stable order, without hidden files."""
+    """List what may be music below a folder in a stable order, without hidden files.
+
+    A folder that cannot be read stands for itself, to be told of.
+    """
     found: list[Path] = []
-    for folder, folders, names in os.walk(path):
+
+    def note(error: OSError) -> None:
+        found.append(Path(error.filename))
+
+    for folder, folders, names in os.walk(path, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
         found += [file for file in files if file.suffix.lower() not in COMPANIONS and file.is_file()]
@@ -101,14 +108,10 @@ def arrivals(folders: Sequence[Path], seen: Mapping[str, Stamp]) -> Iterator[lis
     Whoever takes them notes them in `seen`. An event only tells that something changed; what it was, the
     folders tell: systems differ in how they name it.
     """
-    from watchfiles import watch
-
     waiting: dict[Path, tuple[Stamp, float]] = {}
-    is_first = True
-    for changes in watch(*folders, watch_filter=None, rust_timeout=TICK_MS, yield_on_timeout=True):
-        if not (changes or waiting or is_first):
+    for has_changed in _ticks(folders):
+        if not (has_changed or waiting):
             continue
-        is_first = False  # what came between the first walk and the start of the watch
         new: dict[Path, tuple[Stamp, float]] = {}
         for path in (path for folder in folders for path in files_below(folder)):
             with suppress(OSError):  # gone again
@@ -116,10 +119,39 @@ def arrivals(folders: Sequence[Path], seen: Mapping[str, Stamp]) -> Iterator[lis
                 if seen.get(key_of(path)) != stamp:
                     known, since_s = waiting.get(path, (stamp, time.monotonic()))
                     new[path] = (stamp, since_s if known == stamp else time.monotonic())
-        whole = [path for path, (_, since_s) in new.items() if time.monotonic() - since_s >= SETTLED_S]
-        waiting = {path: state for path, state in new.items() if path not in whole}
+        settled = time.monotonic() - SETTLED_S
+        whole = [path for path, (_, since_s) in new.items() if since_s <= settled]
+        waiting = {path: state for path, state in new.items() if state[1] > settled}
         if whole:
             yield whole
+
+
+def _ticks(folders: Sequence[Path]) -> Iterator[bool]:
+    """Tell every `TICK_MS` whether something may have changed in the folders.
+
+    A folder that is taken away takes its watch along, so one that comes back is watched anew.
+    """
+    from watchfiles import watch
+
+    while True:
+        watched = {folder: identity for folder in folders if (identity := _identity(folder))}
+        yield True  # what came before the watch began
+        if not watched:
+            time.sleep(TICK_MS / 1000)
+            continue
+        with suppress(FileNotFoundError):  # gone since
+            for changes in watch(*watched, watch_filter=None, rust_timeout=TICK_MS, yield_on_timeout=True):
+                if any(_identity(folder) != watched.get(folder) for folder in folders):
+                    break
+                yield bool(changes)
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Of the folder that is there now under this name; None if there is none."""
+    with suppress(OSError):
+        found = folder.stat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 @contextmanager

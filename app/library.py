@@ -121,5 +121,11 @@ class Library:
             for _, heard in sorted(self._heard.items())
             if self._playlist.condition(heard) and Path(heard.path).exists()
         ]
-        for path in write_playlist(self._playlist.path, songs):
+        try:
+            left_out = write_playlist(self._playlist.path, songs)
+        except OSError as error:
+            self.failures += 1
+            self._say(f"{self._playlist.path}: cannot be written: {error.strerror}.")
+            return
+        for path in left_out:
             self._say(f"{path!r}: left out of the playlist, which cannot hold a path of several lines")

@@ -49,6 +49,12 @@ class Metrics:
             ("operation", "outcome"),
             registry=self.registry,
         )
+        self.batch_clips = Counter(
+            f"{PREFIX}_batch_clips",
+            "Clips of batches that were answered; outcome is ok or the problem's slug.",
+            ("outcome",),
+            registry=self.registry,
+        )
         self.present = Counter(
             f"{PREFIX}_tags_present", "Clips in which a tag was present.", ("tag",), registry=self.registry
         )

@@ -9,7 +9,8 @@ import io
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import partial
@@ -56,7 +57,7 @@ ENDINGS: Final = {f".{form}": form for form in Format if form is not Format.TABL
 
 
 class OutputError(ValueError):
-    """A file that cannot be gone on with; the message says what to do."""
+    """A file that cannot be written, or gone on with; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +147,8 @@ def writer_of(
 ) -> Writer:
     """Return the writer of a format, to a file or to standard output.
 
-    With `windows`, the scores of the windows are written too; with `timeline`, the table draws them.
+    With `windows`, the scores of the windows are written too; with `timeline`, the table draws them. The
+    writer raises OutputError if it cannot write.
     """
     whole = _print if out is None else partial(_write, out)
     if form is Format.JSONL:
@@ -160,7 +162,7 @@ def writer_of(
     if form is Format.PARQUET:
         if out is None:
             raise OutputError("Parquet is no text to print: name its file with --out FILE.parquet")
-        return ParquetWriter(tags, partial(write_whole, out), windows=windows)
+        return ParquetWriter(tags, partial(_write_bytes, out), origin, windows=windows)
     if timeline:
         return TimelineWriter(tags, None if out is None else whole)
     return TableWriter(tags, None if out is None else whole, windows=windows)
@@ -256,7 +258,7 @@ def _begins_line(torn: str) -> bool:
 
 def _begins_csv(text: str, tags: Sequence[str], windows: bool) -> bool:
     """Whether our CSV may begin so: a header that was cut off, or a whole one and anything below."""
-    header = _csv_header(_csv_columns_of(tags, windows))
+    header = _csv_header(_columns_of(tags, windows))
     return header.startswith(text) or text.startswith(header)
 
 
@@ -275,20 +277,17 @@ def _json_rows_of(out: Path, text: str) -> Iterable[dict[str, Any]]:
 
 def _csv_rows_of(out: Path, text: str, tags: Sequence[str], windows: bool) -> Iterable[dict[str, Any]]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    expected = _csv_columns_of(tags, windows)
+    expected = _columns_of(tags, windows)
     if text and list(rows.fieldnames or ()) != list(expected):
         raise OutputError(f"{out} has other columns than {', '.join(expected)}: name a new file with --out")
     return rows
 
 
-def columns_of(tags: Sequence[str], *, windows: bool) -> tuple[str, ...]:
-    """The columns of Parquet; CSV has those of the origin, too."""
+def _columns_of(tags: Sequence[str], windows: bool) -> tuple[str, ...]:
+    """The columns of CSV and Parquet."""
     span = ("start_s", "end_s") if windows else ()
-    return ("path", *span, *tags, "present", "duration_s", "size_bytes", "mtime_s", "error")
-
-
-def _csv_columns_of(tags: Sequence[str], windows: bool) -> tuple[str, ...]:
-    return (*columns_of(tags, windows=windows), *(field.name for field in fields(Origin)))
+    origin = (field.name for field in fields(Origin))
+    return ("path", *span, *tags, "present", "duration_s", "size_bytes", "mtime_s", "error", *origin)
 
 
 def _csv_header(columns: Sequence[str]) -> str:
@@ -341,7 +340,7 @@ class CsvWriter:
         self, tags: Sequence[str], say: Say, origin: Origin, *, windows: bool, has_header: bool = False
     ) -> None:
         self._say, self._origin, self._windows = say, origin, windows
-        self._columns = _csv_columns_of(tags, windows)
+        self._columns = _columns_of(tags, windows)
         if not has_header:
             say(_csv_header(self._columns))
 
@@ -365,21 +364,24 @@ class CsvWriter:
 class ParquetWriter:
     """The rows of CSV with their types, in one piece; needs the extra `library`."""
 
-    def __init__(self, tags: Sequence[str], write: Callable[[bytes], None], *, windows: bool) -> None:
+    def __init__(
+        self, tags: Sequence[str], write: Callable[[bytes], None], origin: Origin, *, windows: bool
+    ) -> None:
         import pyarrow
 
-        number, kinds = pyarrow.float64(), {"path": pyarrow.string(), "error": pyarrow.string()}
+        kinds = dict.fromkeys(("path", "error", *asdict(origin)), pyarrow.string())
         kinds |= {"present": pyarrow.list_(pyarrow.string()), "size_bytes": pyarrow.int64()}
+        number = pyarrow.float64()
         self._schema = pyarrow.schema(
-            [(name, kinds.get(name, number)) for name in columns_of(tags, windows=windows)]
+            [(name, kinds.get(name, number)) for name in _columns_of(tags, windows)]
         )
-        self._write, self._windows = write, windows
+        self._write, self._origin, self._windows = write, asdict(origin), windows
         self._rows: list[dict[str, Any]] = []
 
     def add(self, outcome: Outcome) -> None:
         """Keep the rows."""
-        path = as_utf8(outcome.path)
-        self._rows += [row | {"path": path} for row in _rows(outcome, self._windows)]
+        own = {"path": as_utf8(outcome.path), **self._origin}
+        self._rows += [row | own for row in _rows(outcome, self._windows)]
 
     def close(self) -> None:
         """Write the file."""
@@ -519,7 +521,8 @@ def _print_table(table: Table, say: Say | None) -> None:
     if not table.row_count:
         return
     if say is None:
-        Console().print(table)
+        with _writing("Standard output"):
+            Console().print(table)
     else:
         text = io.StringIO()
         Console(file=text, width=WIDE).print(table)
@@ -527,13 +530,31 @@ def _print_table(table: Table, say: Say | None) -> None:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    with _writing("Standard output"):
+        sys.stdout.write(text)
+        sys.stdout.flush()
 
 
 def _write(out: Path, text: str) -> None:
-    write_whole(out, text.encode("utf-8", "surrogateescape"))
+    _write_bytes(out, text.encode("utf-8", "surrogateescape"))
+
+
+def _write_bytes(out: Path, data: bytes) -> None:
+    with _writing(str(out)):
+        write_whole(out, data)
 
 
 def _append(out: Path, text: str) -> None:
-    append(out, text.encode("utf-8", "surrogateescape"))
+    with _writing(str(out)):
+        append(out, text.encode("utf-8", "surrogateescape"))
+
+
+@contextmanager
+def _writing(where: str) -> Iterator[None]:
+    """A full disk and the like, as OutputError; a pipe that is closed ends the command without a word."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(f"{where} cannot be written: {error.strerror}.") from error

@@ -140,7 +140,7 @@ def _outcome(tagger: Tagger, decoding: _Decoding, how: Listening) -> Outcome:
             problem = from_audio(part)
             return Failed(path, problem.slug, problem.detail, problem.hint, decoding.stamp)
         elif isinstance(part, OSError):
-            return Failed(path, "unreadable", f"{part.strerror or part}.", _hint_for(path))
+            return Failed(path, "unreadable", f"{part.strerror or part}.", _hint_for(part))
         elif isinstance(part, Exception):
             raise part
         else:
@@ -150,7 +150,7 @@ def _outcome(tagger: Tagger, decoding: _Decoding, how: Listening) -> Outcome:
     return Tagged(path, tagging, present, decoding.stamp)
 
 
-def _hint_for(path: str) -> str:
-    if Path(path).is_dir():
+def _hint_for(error: OSError) -> str:
+    if isinstance(error, IsADirectoryError):
         return "The folder holds no file to tag: name another one."
     return "Check the path, and that you may read the file."

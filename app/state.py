@@ -28,7 +28,7 @@ class State:
         self.admitted = 0
         self.inflight_bytes = 0
         self.listeners = 0
-        self.one_json_body = asyncio.Lock()  # a clip in JSON takes four times the bytes that are counted
+        self.one_json_body = asyncio.Lock()
         self._on_failure = on_failure
         self._watch()
 

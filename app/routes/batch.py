@@ -67,7 +67,11 @@ async def tag_clips(request: Request, query: Annotated[TagQuery, Query()], state
                 _item(index, request, clip, lane, query, thresholds, state)
                 for index, (clip, lane) in enumerate(zip(clips, lanes, strict=True))
             ]
-            return BatchResponse(items=await attend(request, asyncio.gather(*items), state))
+            found = await attend(request, asyncio.gather(*items), state)
+    for item in found:
+        outcome = item.problem.type.rpartition("/")[2] if item.problem else "ok"
+        state.metrics.batch_clips.labels(outcome).inc()
+    return BatchResponse(items=found)
 
 
 async def _item(

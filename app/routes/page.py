@@ -37,7 +37,8 @@ class WebFiles(StaticFiles):
     """The page's files. Their names never change, so a browser asks each time and mostly gets a 304."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
-        """Answer one file. Raises HTTPException if there is none."""
+        """Answer one file, always whole: all are small. Raises HTTPException if there is none."""
+        scope["headers"] = [header for header in scope["headers"] if header[0] != b"range"]
         response = await super().get_response(path, scope)
         response.headers["Cache-Control"] = "no-cache"
         response.headers["X-Content-Type-Options"] = "nosniff"

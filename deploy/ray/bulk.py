@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
@@ -25,7 +25,7 @@ from fsspec.core import url_to_fs
 from loky import cpu_count
 
 from app.files import COMPANIONS, Stamp, key_of, write_whole
-from app.output import Failed, ParquetWriter, as_utf8
+from app.output import Failed, Origin, ParquetWriter, as_utf8, origin_of
 from app.prefetch import Listening, listen, open_local
 from model.bundle import SHIPPED, load_bundle
 from model.tagger import Tagger
@@ -57,12 +57,13 @@ class Worker:
         self._out = job.out
         self._tagger = Tagger.load(job.weights, job.device, job.engine, job.threads)
         self._how = Listening(self._tagger.bundle.thresholds)
+        self._origin = origin_of(self._tagger.bundle.sha256, self._how.start_s, self._how.duration_s)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[int]]:
         """Paths -> how many files were tagged and how many could not be."""
         paths = [os.fsdecode(path) for path in block["path"]]
         write = partial(write_object, f"{self._out}/{part_name(paths)}")
-        writer = ParquetWriter(self._tagger.bundle.tags, write, windows=False)
+        writer = ParquetWriter(self._tagger.bundle.tags, write, self._origin, windows=False)
         failed = 0
         for outcome in listen(self._tagger, paths, self._how, open_file):
             failed += isinstance(outcome, Failed)
@@ -138,11 +139,14 @@ def files_below(folder: str) -> list[str]:
     return sorted(seen if is_local(folder) else map(fs.unstrip_protocol, seen))
 
 
-def read_done(out: str) -> set[str]:
+def read_done(out: str, origin: Origin) -> set[str]:
     """Paths, as UTF-8, that the parts hold, bad clips too.
 
     Rows of files that could not be read (no stamp: a network that failed, say) are taken out of their parts,
     so that those files are tried again and every file still has one row.
+
+    Raises:
+        ValueError: a part is of other weights, or none of ours.
     """
     from pyarrow import BufferOutputStream, BufferReader, compute, parquet
 
@@ -150,6 +154,8 @@ def read_done(out: str) -> set[str]:
     done: set[str] = set()
     for part in fs.glob(f"{root}/{PART.format('*')}"):
         table = parquet.read_table(BufferReader(fs.cat_file(part)))
+        if not _origins_of(table) <= {origin}:
+            raise ValueError(f"{out} holds scores of other weights: name another folder")
         heard = table.filter(compute.is_valid(table["size_bytes"]))
         if len(heard) < len(table):
             data = BufferOutputStream()
@@ -157,6 +163,13 @@ def read_done(out: str) -> set[str]:
             write_object(f"{out}/{part.rpartition('/')[2]}", data.getvalue().to_pybytes())
         done.update(heard["path"].to_pylist())
     return done
+
+
+def _origins_of(table: Any) -> set[Origin | None]:  # noqa: ANN401 - of a package that may be missing
+    names = [field.name for field in fields(Origin)]
+    if not set(names) <= set(table.column_names):
+        return {None}
+    return {Origin(**row) for row in table.select(names).group_by(names).aggregate([]).to_pylist()}
 
 
 def tag_all(files: Sequence[str], job: Job, workers: int, part_files: int) -> tuple[int, int]:
@@ -228,11 +241,11 @@ def main(
     """
     out = absolute(out)
     try:
-        load_bundle(weights or SHIPPED)
+        origin = origin_of(load_bundle(weights or SHIPPED)[0].sha256, 0.0, None)
         files = find_files(source, column)
         if is_local(out):
             Path(out).mkdir(parents=True, exist_ok=True)
-        done = read_done(out)
+        done = read_done(out, origin)
     except (ValueError, OSError, RuntimeError) as error:
         typer.echo(f"bulk: {error}", err=True)
         raise typer.Exit(2) from error

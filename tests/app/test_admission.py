@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from app.admission import AHEAD_BYTES
 from model.tagger import Tagger
 from tests.app.service import RawRequest, Service, check_problem, scores, serving, tune, until
 
@@ -129,6 +130,44 @@ async def test_bytes_in_flight_are_bounded_and_given_back(tagger: Tagger) -> Non
         assert await answering is None
         assert service.state.inflight_bytes == 0
         assert scores(await service.tag(tune(2)))
+
+
+async def test_of_a_declared_size_only_what_comes_next_is_held(tagger: Tagger) -> None:
+    async with serving(tagger, max_upload_mb=9, max_inflight_mb=10) as service:
+        slow = RawRequest(service.app, {"Content-Length": "9000000"})
+        answering = asyncio.create_task(slow.run())
+        await until(lambda: service.state.inflight_bytes == AHEAD_BYTES)
+
+        assert scores(await service.tag(tune(100)))  # 3.2 MB, beside 9 that were only announced
+
+        slow.feed(b"\0" * 3_000_000, more=True)
+        await until(lambda: service.state.inflight_bytes == 3_000_000 + AHEAD_BYTES)
+        slow.feed(b"\0" * 4_000_000, more=True)
+        await until(lambda: service.state.inflight_bytes == 9_000_000)
+        slow.vanish()
+        assert await answering is None
+        assert service.state.inflight_bytes == 0
+
+
+async def test_uploads_that_outgrow_the_common_budget_are_refused_when_they_do(tagger: Tagger) -> None:
+    async with serving(tagger, max_upload_mb=9, max_inflight_mb=10) as service:
+        uploads = [RawRequest(service.app, {"Content-Length": "6000000"}) for _ in range(2)]
+        answering = [asyncio.create_task(upload.run()) for upload in uploads]
+        await until(lambda: service.state.inflight_bytes == 2 * AHEAD_BYTES)
+        uploads[0].feed(b"\0" * 5_500_000, more=True)
+        await until(lambda: service.state.inflight_bytes == 6_000_000 + AHEAD_BYTES)
+
+        uploads[1].feed(b"\0" * 4_000_000, more=True)
+        uploads[1].feed(b"\0", more=True)
+
+        await until(lambda: len(uploads[1].outgoing) > 1)
+        for upload in uploads:
+            upload.vanish()
+        first, second = await asyncio.gather(*answering)
+        assert first is None
+        assert second is not None
+        check_problem(second, 429, "bytes-full")
+        assert service.state.inflight_bytes == 0
 
 
 # Pace

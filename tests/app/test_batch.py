@@ -22,6 +22,10 @@ def scores_of(item: dict[str, Any]) -> dict[str, float]:
     return {tag["tag"]: tag["score"] for tag in item["result"]["tags"]}
 
 
+def counted(service: Service, outcome: str) -> float:
+    return service.metric("music_tagger_batch_clips_total", outcome=outcome)
+
+
 async def test_answers_come_in_order_and_are_those_of_each_clip_alone(service: Service) -> None:
     clips = [tune(12, 110), tune(3, 440), tune(7, 220)]
 
@@ -33,6 +37,9 @@ async def test_answers_come_in_order_and_are_those_of_each_clip_alone(service: S
 
 
 async def test_a_bad_clip_gets_its_own_problem_and_hurts_no_other(service: Service) -> None:
+    expected = {"ok": 2, "not-audio": 1, "too-short": 1, "empty-clip": 1, "silent": 0}
+    before = {outcome: counted(service, outcome) for outcome in expected}
+
     response = await post(service, tune(3), b"no music at all " * 99, tune(0.05), b"", tune(4))
 
     items = response.json()["items"]
@@ -42,6 +49,7 @@ async def test_a_bad_clip_gets_its_own_problem_and_hurts_no_other(service: Servi
     assert slugs == ["not-audio", "too-short", "empty-clip"]
     assert all(item["problem"]["status"] == item["status"] and item["problem"]["hint"] for item in items[1:4])
     assert all(("result" in item) != ("problem" in item) for item in items)
+    assert {outcome: counted(service, outcome) - before[outcome] for outcome in expected} == expected
 
 
 async def test_the_query_goes_for_every_clip(service: Service) -> None:

@@ -85,6 +85,16 @@ async def test_a_long_clip_in_base64_is_the_clip(service: Service) -> None:
     assert "inference;dur=" in raw.headers["Server-Timing"]
 
 
+@pytest.mark.anyio
+async def test_the_wait_for_another_body_ends_with_the_deadline(service: Service) -> None:
+    async with service.state.one_json_body:
+        late = await service.client.post(URL, json={"inputs": GOOD}, headers={"X-Request-Timeout": "0.1"})
+
+    check_problem(late, 503, "late-in-queue")
+    assert int(late.headers["Retry-After"]) >= 1
+    assert (await service.client.post(URL, json={"inputs": GOOD})).is_success
+
+
 GOOD = base64.b64encode(tune(2)).decode()
 
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 
-from app.files import files_below, write_whole
+from app.files import arrivals, files_below, write_whole
 from app.output import Format, origin_of, read_back, sparkline
 from model.bundle import load_bundle
 from model.tags import TAGS
@@ -359,6 +360,55 @@ def test_help_tells_exit_codes_in_panels() -> None:
     assert [
         name for name in ("Music library", "What is heard", "Output", "130 Ctrl-C") if name not in told
     ] == []
+
+
+def test_a_disk_that_came_back_is_watched_again(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "music", tmp_path / "elsewhere"
+    folder.mkdir()
+    found = arrivals([folder], {})
+    (folder / "before.mp3").write_bytes(b"1")
+    assert next(found) == [folder / "before.mp3"]
+
+    folder.rename(elsewhere)
+    threading.Timer(1.0, elsewhere.rename, [folder]).start()
+    threading.Timer(3.0, (folder / "after.mp3").write_bytes, [b"2"]).start()
+
+    assert folder / "after.mp3" in [path for paths in islice(found, 2) for path in paths]
+
+
+def test_a_folder_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    (tmp_path / "song.mp3").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)  # as whose parents nobody else may open
+    root = os.geteuid()
+    if root == 0:
+        tmp_path.chmod(0o755)
+        os.seteuid(65534)
+    try:
+        assert files_below(Path()) == [Path("song.mp3"), Path("closed")]
+    finally:
+        os.seteuid(root)
+        (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("form", "code"), [("jsonl", 1), ("csv", 2), ("json", 1), ("parquet", 1), ("table", 1)]
+)
+def test_a_full_disk_ends_the_run_with_a_word(music: Path, form: str, code: int) -> None:
+    ended = run("tag", str(music), "--out", "/dev/full", "--format", form)
+
+    assert ended.exit_code == code  # of CSV, the header is written before anything is heard
+    assert "/dev/full cannot be written: No space left on device" in ended.stderr
+
+
+def test_a_playlist_that_cannot_be_written_loses_nothing_else(music: Path, tmp_path: Path) -> None:
+    (tmp_path / "all.m3u8").mkdir()
+
+    ended = run("tag", str(music), "--m3u", str(tmp_path / "all.m3u8"), "--format", "json")
+
+    assert ended.exit_code == 1
+    assert "all.m3u8: cannot be written: Is a directory" in ended.stderr
+    assert len(json.loads(ended.stdout)) == 4
 
 
 def test_a_folder_is_read_without_what_lies_beside_music(tmp_path: Path) -> None:

@@ -549,6 +549,13 @@ def test_the_page_is_asked_for_again_but_not_sent_again(server: Process) -> None
         assert (again.status_code, again.content) == (304, b"")
 
 
+@pytest.mark.parametrize("ranges", ["bytes=0-9", "bytes=999999999-", "bytes=9-0", "nonsense"])
+def test_the_page_s_files_come_whole_whatever_range_is_asked_for(server: Process, ranges: str) -> None:
+    answer = httpx.get(f"{server.url}/web/main.js", headers={"Range": ranges})
+
+    assert (answer.status_code, answer.content) == (200, (WEB / "main.js").read_bytes())
+
+
 def test_the_page_is_small() -> None:
     files = [path for path in WEB.iterdir() if path.is_file()]
 

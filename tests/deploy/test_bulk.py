@@ -8,9 +8,13 @@ import fsspec
 import pyarrow.parquet
 import pytest
 
+from app.output import Origin, origin_of
 from deploy.ray.bulk import Job, Worker, find_files, open_file, read_done
+from model.bundle import load_bundle
 from model.tagger import Tagger
 from tests.app.service import tune
+
+ORIGIN = origin_of(load_bundle()[0].sha256, 0.0, None)
 
 
 def tag(files: list[str], out: str) -> dict[str, list[int]]:
@@ -36,6 +40,7 @@ def test_a_bad_clip_is_a_row_with_its_problem(files: list[str], tmp_path: Path) 
 
     rows = rows_of(tmp_path)
     assert [rows[file]["error"] for file in files] == [None, "not-audio", "unreadable"]
+    assert {Origin(row["model"], row["part"]) for row in rows.values()} == {ORIGIN}
     assert {name: rows[files[0]][name] for name in expected} == pytest.approx(expected, abs=1e-6)
 
 
@@ -49,8 +54,26 @@ def test_a_part_that_is_computed_twice_is_there_once(files: list[str], tmp_path:
 def test_what_could_not_be_read_is_left_for_the_next_run(files: list[str], tmp_path: Path) -> None:
     tag(files, str(tmp_path))
 
-    assert read_done(str(tmp_path)) == set(files[:2])
+    assert read_done(str(tmp_path), ORIGIN) == set(files[:2])
     assert set(rows_of(tmp_path)) == set(files[:2])  # so that it will have one row, not two
+
+
+def test_scores_of_other_weights_are_never_gone_on_with(files: list[str], tmp_path: Path) -> None:
+    tag(files, str(tmp_path))
+
+    with pytest.raises(ValueError, match="other weights: name another folder"):
+        read_done(str(tmp_path), Origin("0123456789ab", "whole"))
+
+
+def test_parts_that_do_not_tell_their_weights_are_never_gone_on_with(
+    files: list[str], tmp_path: Path
+) -> None:
+    tag(files, str(tmp_path))
+    [part] = tmp_path.glob("part-*.parquet")
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(part).drop_columns("model"), part)
+
+    with pytest.raises(ValueError, match="other weights"):
+        read_done(str(tmp_path), ORIGIN)
 
 
 def test_a_bucket_is_read_and_written_without_a_local_file(clips: dict[str, Path]) -> None:
@@ -64,7 +87,7 @@ def test_a_bucket_is_read_and_written_without_a_local_file(clips: dict[str, Path
 
     assert files == ["memory:///music/song.opus"]
     assert told == {"files": [1], "failed": [0]}
-    assert read_done("memory://tags") == set(files)
+    assert read_done("memory://tags", ORIGIN) == set(files)
     with open_file(files[0]) as (stamp, _):
         assert stamp.size_bytes == clips["sung_pop"].stat().st_size
 
