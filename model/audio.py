@@ -69,7 +69,8 @@ _SEEK_FROM_S = 10.0
 # ADTS has none. After a seek, a chained Ogg (a radio's recording) seems to end with its first link.
 _SEEK_EXACT = frozenset({"wav", "flac", "mp3", "m4a", "aiff", "caf", "au", "w64"})
 
-_SILENCE_PEAK = 10 ** (-70 / 20)  # -70 dBFS: above the dither of 16-bit silence (-84 dBFS), below any music
+SILENCE_PEAK = 10 ** (-70 / 20)
+"""-70 dBFS: above the dither of 16-bit silence (-84 dBFS), below any music."""
 _GARBAGE_PEAK = 2.0**20  # float files scaled as 16-bit integers peak at 2**15; more is a broken float
 _LENGTH_TOLERANCE_S = 0.01  # what a codec or the resampler may take off a clip of just the shortest length
 _SOURCE_RATES_HZ = range(4_000, 768_001)  # outside, a small file could blow up by resampling
@@ -269,7 +270,7 @@ class AudioReader:
             )
         if handed_out < max(1, (self._min_s - _LENGTH_TOLERANCE_S) * rate):
             raise self._too_short()
-        if peak < _SILENCE_PEAK:
+        if peak < SILENCE_PEAK:
             raise SilentAudioError(
                 f"The clip is silent: all {self.info.analysed_s:.2f} s of it are below -70 dBFS.",
                 "Check that the right track was exported and that its volume is not at zero.",

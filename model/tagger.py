@@ -10,16 +10,24 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.audio import AudioInfo, AudioReader
+from model.audio import SILENCE_PEAK, AudioInfo, AudioReader
 from model.bundle import SHIPPED, Bundle, Calibration, load_bundle
 from model.engine import Engine, choose_engine
-from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, TaggerNetwork
+from model.network import SEGMENT_S, SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, TaggerNetwork
 from model.segments import cut_segments
 
 FloatArray = NDArray[np.float32]
 
 BATCH: Final = 8
 """Segments a forward pass in `Tagger.tag`: larger ones are slower on a CPU (they leave its cache)."""
+TENTHS: Final = int(10 * SEGMENT_S)
+"""Tenths of a second in a segment."""
+LEAST_SOUNDING: Final = 1e-3
+"""More than nothing, so that a window of silence has a mean, too."""
+SILENCE_POWER: Final = 3
+"""A segment counts as the share of it that sounds, to this power. Of 150 clips of `val` with up to 8 s of
+silence behind, the ROC-AUC of soundtrack fell by 0.067 where all counted the same, and by 0.027, 0.007 and
+0.000 with powers of 1, 2 and 3."""
 HEAD_BATCH: Final = 256
 """Windows that the head takes at once: all 1440 of two hours would take 20 MB for a moment."""
 
@@ -71,12 +79,38 @@ def window_means(embeddings: FloatArray) -> FloatArray:
     return means
 
 
-def pool_logits(logits: NDArray[np.float64], sharpness: float) -> float:
-    """Logits of windows [W] -> that of the clip: log-mean-exp of sharpness a (see `Calibration`)."""
+def weighted_window_means(heard: FloatArray) -> tuple[FloatArray, NDArray[np.float64]]:
+    """What `Tagger.embed` gave [N, E + 1] -> windows [W, E], and what each counts among them [W].
+
+    Silence before, within or behind the music has no say, neither in its window nor in its clip.
+    """
+    embeddings, weights = heard[:, :-1], heard[:, -1:] ** SILENCE_POWER
+    counts = window_means(weights)
+    return window_means(embeddings * weights) / counts, counts[:, 0].astype(np.float64)
+
+
+def sounding(segments: FloatArray) -> FloatArray:
+    """Segments [B, T] -> how much of each is not silence, [B, 1] in [`LEAST_SOUNDING`, 1].
+
+    A tenth of a second is silent if it never rises above -70 dBFS.
+    """
+    tenths = np.abs(segments.reshape(len(segments), TENTHS, -1)).max(-1)
+    share: FloatArray = (tenths >= SILENCE_PEAK).mean(-1, keepdims=True, dtype=np.float32)
+    return share.clip(LEAST_SOUNDING)
+
+
+def pool_logits(
+    logits: NDArray[np.float64], sharpness: float, weights: NDArray[np.float64] | None = None
+) -> float:
+    """Logits of windows [W] -> that of the clip: log-mean-exp of sharpness a (see `Calibration`).
+
+    Windows count as much as `weights` [W] says, all the same without.
+    """
     if sharpness == 0.0:
-        return float(logits.mean())
+        return float(np.average(logits, weights=weights))
     extreme = logits.max() if sharpness > 0.0 else logits.min()  # so that no exponential overflows
-    return float(extreme + np.log(np.exp(sharpness * (logits - extreme)).mean()) / sharpness)
+    mean = np.average(np.exp(sharpness * (logits - extreme)), weights=weights)
+    return float(extreme + np.log(mean) / sharpness)
 
 
 def score(logits: NDArray[np.float64], calibration: Calibration) -> NDArray[np.float64]:
@@ -165,15 +199,15 @@ class Tagger:
         return cut_segments(reader, self.segment_samples)
 
     def embed(self, segments: FloatArray) -> FloatArray:
-        """Segments [B, segment_samples] -> embeddings [B, E], row by row, on the device."""
-        return self._engine(segments)
+        """Segments [B, segment_samples] -> [B, E + 1], row by row: their embeddings, and `sounding`."""
+        return np.concatenate([self._engine(segments), sounding(segments)], 1)
 
     def finish(self, embeddings: FloatArray, audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
-        """All embeddings of a clip in order [N, E] -> its tagging; the first segment began at `start_s`."""
-        windows = window_means(embeddings)
+        """All that `embed` gave of a clip, in order [N, E + 1] -> its tagging; it began at `start_s`."""
+        windows, weights = weighted_window_means(embeddings)
         parts = [windows[first : first + HEAD_BATCH] for first in range(0, len(windows), HEAD_BATCH)]
         logits = np.concatenate([self.classify(part) for part in parts])
-        return self.conclude(logits, audio, start_s=start_s)
+        return self.conclude(logits, weights, audio, start_s=start_s)
 
     @torch.inference_mode()
     def classify(self, windows: FloatArray) -> NDArray[np.float64]:
@@ -181,11 +215,18 @@ class Tagger:
         logits = self._network.classify(torch.from_numpy(windows).to(self._device))
         return np.asarray(logits.cpu().numpy(), np.float64)
 
-    def conclude(self, logits: NDArray[np.float64], audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
-        """All windows' logits of a clip in order [W, T] -> its tagging."""
+    def conclude(
+        self,
+        logits: NDArray[np.float64],
+        weights: NDArray[np.float64],
+        audio: AudioInfo,
+        *,
+        start_s: float = 0.0,
+    ) -> Tagging:
+        """All windows' logits of a clip in order [W, T], and what each counts [W] -> its tagging."""
         calibrations = [self.bundle.calibration[tag] for tag in self.bundle.tags]
         columns = list(zip(self.bundle.tags, calibrations, logits.T, strict=True))
-        scores = {tag: float(score(np.array(pool_logits(z, c.pooling)), c)) for tag, c, z in columns}
+        scores = {tag: float(score(np.array(pool_logits(z, c.pooling, weights)), c)) for tag, c, z in columns}
         by_window = np.stack([score(z, c) for _, c, z in columns], 1)
         return Tagging(scores, self._timeline(by_window, start_s, start_s + audio.analysed_s), audio)
 
@@ -214,20 +255,26 @@ class Rolling:
         self._segments = 0
         self._last: list[FloatArray] = []
         self._logits: list[NDArray[np.float64]] = []
+        self._weights: list[NDArray[np.float64]] = []
 
     def add(self, embedding: FloatArray, heard_s: float) -> WindowScores:
-        """Embedding [E] of the next segment -> scores of the last two segments; of the first one alone.
+        """What `embed` gave of the next segment [E + 1] -> scores of the last two; of the first one alone.
 
         `heard_s` is the length of the clip so far, in seconds, at which the last window ends.
         """
         bundle = self._tagger.bundle
         segments = [*self._last, embedding]
-        logits = self._tagger.classify(window_means(np.stack(segments)))[0]
+        windows, weights = weighted_window_means(np.stack(segments))
+        logits = self._tagger.classify(windows)[0]
         self._segments += 1
-        if self._segments == SEGMENTS_PER_WINDOW:
-            self._logits.clear()  # the first segment alone was a makeshift: it is part of a window now
+        if (
+            self._segments == SEGMENTS_PER_WINDOW
+        ):  # the first alone was a makeshift: it is part of a window now
+            self._logits.clear()
+            self._weights.clear()
         start_s = len(self._logits) * bundle.hop_s
         self._logits.append(logits)
+        self._weights.append(weights)
         self._last = segments[1 - SEGMENTS_PER_WINDOW :]
         scores = {
             tag: float(score(z, bundle.calibration[tag])) for tag, z in zip(bundle.tags, logits, strict=True)
@@ -236,4 +283,4 @@ class Rolling:
 
     def finish(self, audio: AudioInfo) -> Tagging:
         """The whole clip's tagging, as `Tagger.finish` gives it; at least one segment was added."""
-        return self._tagger.conclude(np.stack(self._logits), audio)
+        return self._tagger.conclude(np.stack(self._logits), np.concatenate(self._weights), audio)

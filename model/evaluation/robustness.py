@@ -34,7 +34,7 @@ Distortion = Callable[[Samples, Generator], bytes]
 
 PINK: Final = 0.5
 EDGE: Final = 3 * SAMPLE_RATE_HZ
-"""Samples of silence at either end."""
+"""Samples of silence."""
 TELEPHONE_HZ: Final = (300.0, 3400.0)
 FLAT_DB: Final = (0.0,) * 9
 SMILE_DB: Final = (6.0, 8.0, 6.0, 2.0, -4.0, -6.0, -2.0, 4.0, 8.0)
@@ -84,6 +84,10 @@ DISTORTIONS: Final[dict[str, Distortion]] = {
         )
     ),
     "3 s of silence at both ends": _stored(lambda samples, _: np.pad(samples, EDGE)),
+    "6 s of silence behind": _stored(lambda samples, _: np.pad(samples, (0, 2 * EDGE))),
+    "6 s of silence in the middle": _stored(
+        lambda samples, _: np.insert(samples, len(samples) // 2, np.zeros(2 * EDGE, np.float32))
+    ),
 }
 """Mono float32 [T] at 16 kHz and a seeded generator -> the bytes of a file, by what the report calls it."""
 

@@ -11,16 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.audio import AudioReader, AudioTooShortError, SilentAudioError
+from model.audio import SILENCE_PEAK, AudioReader, AudioTooShortError, SilentAudioError, read_audio
 from model.bundle import Calibration
 from model.network import SEGMENT_SAMPLES
 from model.segments import TAIL_PARTS, cut_segments
 from model.tagger import (
+    LEAST_SOUNDING,
     DeviceError,
     Tagger,
     choose_device,
     pool_logits,
     score,
+    sounding,
+    weighted_window_means,
     window_means,
 )
 from model.tags import TAGS
@@ -81,6 +84,48 @@ def test_a_window_is_the_mean_of_two_segments() -> None:
 
     np.testing.assert_array_equal(window_means(embeddings), [[2.0, 2.0], [6.0, 1.0]])
     np.testing.assert_array_equal(window_means(embeddings[:1]), embeddings[:1])
+
+
+def test_how_much_of_a_segment_sounds_is_told_in_tenths_of_a_second() -> None:
+    silent, half, loud = (np.zeros(SEGMENT_SAMPLES, np.float32) for _ in range(3))
+    silent += SILENCE_PEAK / 2  # dither
+    half[: SEGMENT_SAMPLES // 2 : 1600] = -SILENCE_PEAK * 1.01
+    loud[800::1600] = 1.0
+
+    np.testing.assert_allclose(sounding(np.stack([silent, half, loud])), [[LEAST_SOUNDING], [0.5], [1.0]])
+
+
+def test_silence_has_no_say_in_a_window_nor_in_a_clip() -> None:
+    heard = np.array([[2.0, 1.0], [4.0, 1.0], [9.0, LEAST_SOUNDING], [9.0, LEAST_SOUNDING]], np.float32)
+
+    windows, weights = weighted_window_means(heard)
+
+    np.testing.assert_allclose(windows, [[3.0], [4.0], [9.0]])
+    np.testing.assert_allclose(weights, [1.0, 0.5, 0.0], atol=1e-6)
+    assert pool_logits(np.array([3.0, 4.0, -9.0]), -1.0, weights) == pytest.approx(
+        -np.log((2 * np.exp(-3.0) + np.exp(-4.0)) / 3), abs=1e-3
+    )
+
+
+def test_where_all_sounds_windows_are_plain_means() -> None:
+    heard = np.random.default_rng(0).standard_normal((5, 8), np.float32)
+    heard[:, -1] = 1.0
+
+    windows, weights = weighted_window_means(heard)
+
+    np.testing.assert_array_equal(windows, window_means(heard[:, :-1]))
+    np.testing.assert_array_equal(weights, np.ones(4))
+
+
+@pytest.mark.parametrize("place", ["before", "within", "behind"])
+def test_silence_hardly_moves_a_score(tagger: Tagger, clips: dict[str, Path], place: str) -> None:
+    music, _ = read_audio(clips["orchestral_cue"])
+    index = {"before": 0, "within": 2 * SEGMENT_SAMPLES, "behind": len(music)}[place]
+
+    plain = tagger.tag(wav(music)).scores
+    padded = tagger.tag(wav(np.insert(music, index, np.zeros(2 * SEGMENT_SAMPLES, np.float32)))).scores
+
+    assert padded == pytest.approx(plain, abs=0.1)  # were silence music, soundtrack would fall by 0.2 to 0.5
 
 
 def test_pooling_goes_from_the_minimum_over_the_mean_to_the_maximum() -> None:
