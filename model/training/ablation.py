@@ -29,6 +29,7 @@ SCRATCH: Final[Mapping[str, Any]] = {
     "distillation": 0.0,
     "words": False,
     "augment": False,
+    "consistency": False,
     "average": 0.0,
 }
 STEPS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
@@ -40,6 +41,7 @@ STEPS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
     ("+ augmentation", {"augment": True}),
     ("+ moving average of the weights", {"average": 0.995}),
     ("+ radial basis functions of frozen convolutions", {"centres": 512}),
+    ("+ consistency", {"consistency": True}),
 )
 EVIDENCE: Final = ("metadata", "assumed")
 

@@ -65,8 +65,13 @@ def draw_response(rng: Generator) -> tuple[Octaves, tuple[float, float] | None]:
     """What `response_db` takes: a smooth curve, at times with the edges of a telephone or small speaker."""
     octaves_db = rng.normal(0.0, 4.0, 9).clip(-12.0, 12.0)
     if rng.random() < 0.3:
-        return octaves_db, (rng.uniform(40.0, 400.0), rng.uniform(2500.0, 7500.0))
+        return octaves_db, draw_band(rng)
     return octaves_db, None
+
+
+def draw_band(rng: Generator) -> tuple[float, float]:
+    """Edges in Hz, from those of a telephone to those of a small speaker."""
+    return rng.uniform(40.0, 400.0), rng.uniform(2500.0, 7500.0)
 
 
 def shape_spectrum(

@@ -31,6 +31,7 @@ from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
 from model.training.augmentation import blend, mask_bands_and_frames
 from model.training.calibration import calibrate, read_calibration
+from model.training.consistency import fit_consistency
 from model.training.corpus import SOURCES, read_manifest
 from model.training.curves import plot_curves
 from model.training.losses import masked_bce, masked_mse, mix_targets
@@ -104,6 +105,8 @@ class TrainSettings:
     """Weight of the distillation loss beside the tags' binary cross-entropy."""
     augment: bool = True
     """Whether windows are mixed and distorted."""
+    consistency: bool = True
+    """Whether the head's last layers then learn to say the same of what is heard badly or briefly."""
     average: float = 0.995
     """Decay of the moving average of the weights, a step; less in a run of fewer than 1200 (see `_decay`)."""
     calibration: Path | None = None
@@ -259,7 +262,10 @@ def fit(
     network.load_state_dict(interpolate(best, initial, settings.keep))
     if settings.knows_musicnn and settings.centres:
         fit_radial(network, learn, settings.seed)
-    return network.eval()
+    network.eval()
+    if settings.consistency:
+        fit_consistency(network, learn, settings.seed)
+    return network
 
 
 def interpolate(state: dict[str, Tensor], initial: dict[str, Tensor], keep: float) -> dict[str, Tensor]:

@@ -1,0 +1,163 @@
+"""The head's last layers, taught to say of a window heard badly or briefly what they say of it as it is.
+
+No label is asked: the network teaches itself (Sajjadi et al. 2016, `Regularization With Stochastic
+Transformations and Perturbations for Deep Semi-Supervised Learning`). All before those layers stays as
+it is, so the best change is a ridge regression, in closed form.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from model.frontend import HOP, SAMPLE_RATE_HZ, level
+from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, Head, TaggerNetwork
+from model.tagger import window_means
+from model.training.augmentation import Generator, blend, draw_band, mel_centres_hz, response_db
+from model.training.cache import VARIANTS
+from model.training.corpus import SOURCES
+from model.training.material import Material, Mel, cut_mel, fill_segment
+from model.unfolding import unfold_filters
+
+Floats = NDArray[np.float64]
+
+MOST_CLIPS: Final = 3000
+"""More are drawn from at random: the layers have some two thousand inputs, and a clip a dozen windows."""
+FLAT_DB: Final = (0.0,) * 9
+PARTS_S: Final = (1, 1, 3, 5)
+"""Seconds of the parts of a clip that are heard alone, each somewhere."""
+CLEAN: Final = 3.0
+"""What a window as it is counts, whose logits are to stay, beside 1 of each other."""
+NO_MUSIC: Final = ("noise", "speech", "sounds", "field")
+"""Sources (see `gather`) that count so many times as much: without them, a third of speech became vocal."""
+NO_MUSIC_COUNTS: Final = 3.0
+RIDGE: Final = 0.01
+"""Share of the penalty, of inputs that vary by 1, in the sum of what all windows count."""
+STILL: Final = 1e-3
+"""Added to the deviation of each input, for those that do not vary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """Windows [B, E], what to say of them [B, K], and what each counts."""
+
+    windows: NDArray[np.float32]
+    logits: Floats
+    count: float
+
+
+@torch.no_grad()
+def fit_consistency(network: TaggerNetwork, material: Material, seed: int) -> None:
+    """Change the head's linear layers, in place.
+
+    Args:
+        network: in evaluation mode.
+        material: clips to hear as they are, distorted, in a telephone's band, and in parts.
+        seed: of what is drawn.
+    """
+    rng = np.random.default_rng(seed)
+    chosen = np.sort(rng.permutation(len(material.clips))[:MOST_CLIPS])
+    device = network.head.out.weight.device
+    fast = unfold_filters(network)
+    teach(network, [part for index in chosen for part in hear(fast, material, int(index), rng, device)])
+
+
+@torch.no_grad()
+def teach(network: TaggerNetwork, heard: Sequence[Heard]) -> None:
+    """Change the head's linear layers, in place, so that they say of windows what was asked."""
+    counts = np.concatenate([np.full(len(part.windows), part.count) for part in heard])
+    asked = np.concatenate([part.logits for part in heard])
+    windows = torch.from_numpy(np.concatenate([part.windows for part in heard]))
+    windows = windows.to(network.head.out.weight.device)
+    missing = asked - network.classify(windows).cpu().numpy()
+    inputs = [part.cpu().numpy() for part in inputs_of(network.head, windows)]
+    for tag in range(len(network.tags)):
+        scales = scales_of(network.head, tag)
+        scaled = np.concatenate([scale * part for scale, part in zip(scales, inputs, strict=True)], 1)
+        change, shift = weighted_ridge(scaled, missing[:, tag], counts)
+        _add(network.head, tag, change, shift)
+
+
+def hear(
+    network: TaggerNetwork, material: Material, index: int, rng: Generator, device: torch.device
+) -> Iterator[Heard]:
+    """A clip as it is, as its distorted variants and a telephone have it, and in parts."""
+    mel = material.mel(index)
+    source = material.clips[index].source.split(SOURCES)[0]
+    times = NO_MUSIC_COUNTS if source in NO_MUSIC else 1.0
+    windows = window_means(_embed(network, cut_mel(mel), device))
+    logits = network.classify(torch.from_numpy(windows).to(device)).double().cpu().numpy()
+    yield Heard(windows, logits, CLEAN * times)
+    curve = response_db(mel_centres_hz(), FLAT_DB, draw_band(rng)).astype(np.float32)
+    for other in [*(material.mel(index, variant) for variant in range(1, VARIANTS)), _equalise(mel, curve)]:
+        yield Heard(window_means(_embed(network, cut_mel(other), device)), logits, times)
+    for seconds in PARTS_S:
+        length = seconds * SAMPLE_RATE_HZ // HOP
+        if length < mel.shape[1]:
+            start = int(rng.integers(mel.shape[1] - length))
+            part = fill_segment(mel[:, start : start + length])[None]
+            around = _windows_around(start * HOP / SAMPLE_RATE_HZ, seconds, len(logits))
+            yield Heard(_embed(network, part, device), logits[around].mean(0, keepdims=True), times)
+
+
+def inputs_of(head: Head, windows: Tensor) -> list[Tensor]:
+    """Windows [B, E] -> what the head's linear layers get: `out`, `straight` and the radial basis."""
+    learnt = windows[:, head.frozen_size :]
+    radial = [head.radial.features(windows[:, : head.frozen_size])] if head.radial else []
+    return [head.logits_and_features(learnt)[1], head.norm(learnt), *radial]
+
+
+def scales_of(head: Head, tag: int) -> list[float]:
+    """By what each of `inputs_of` is multiplied on its way to a tag's logit."""
+    if head.radial is None:
+        return [1.0, 1.0]
+    beside = float(head.radial.beside[tag])
+    return [beside, beside, 1.0]
+
+
+def weighted_ridge(inputs: Floats, missing: Floats, counts: Floats) -> tuple[Floats, float]:
+    """[N, F], what is to be added [N], what a row counts [N] -> weights [F] and a bias that add it."""
+    mean = np.average(inputs, 0, counts)
+    deviation = np.sqrt(np.average((inputs - mean) ** 2, 0, counts)) + STILL
+    standard = (inputs - mean) / deviation
+    weighed = standard * counts[:, None]
+    penalty = RIDGE * counts.sum() * np.eye(inputs.shape[1])
+    middle = np.average(missing, weights=counts)
+    weights = np.linalg.solve(standard.T @ weighed + penalty, weighed.T @ (missing - middle)) / deviation
+    return weights, float(middle - mean @ weights)
+
+
+def _add(head: Head, tag: int, change: Floats, shift: float) -> None:
+    layers = [head.out, head.straight, *([head.radial.out] if head.radial else [])]
+    sizes = np.cumsum([layer.in_features for layer in layers])[:-1]
+    for layer, part in zip(layers, np.split(change, sizes), strict=True):
+        layer.weight[tag] += torch.from_numpy(part).to(layer.weight)
+    last = head.radial.out if head.radial else head.out
+    last.bias[tag] += shift
+
+
+@torch.no_grad()
+def _embed(network: TaggerNetwork, mels: Mel, device: torch.device) -> NDArray[np.float32]:
+    levelled = level(torch.from_numpy(mels).to(device).float())
+    with torch.autocast(device.type, torch.bfloat16):
+        embeddings: NDArray[np.float32] = network.embed_mel(levelled).float().cpu().numpy()
+    return embeddings
+
+
+def _equalise(mel: Mel, curve_db: NDArray[np.float32]) -> Mel:
+    """[96, frames] with a gain by band [96]."""
+    whole = torch.from_numpy(mel.astype(np.float32))[None, None]
+    changed = blend(whole, torch.zeros_like(whole), torch.zeros(1), torch.from_numpy(curve_db)[None])
+    equalised: Mel = changed[0, 0].numpy().astype(np.float16)
+    return equalised
+
+
+def _windows_around(start_s: float, length_s: float, windows: int) -> slice:
+    """Which windows hold all of a part, or most of it."""
+    last = min(int(start_s / SEGMENT_S), windows - 1)
+    first = max(0, int(np.ceil((start_s + length_s) / SEGMENT_S)) - SEGMENTS_PER_WINDOW)
+    return slice(min(first, last), last + 1)
