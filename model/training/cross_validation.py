@@ -107,7 +107,8 @@ def _write(settings: TrainSettings, judged: Material, said: Sequence[Logits]) ->
     fitted = {}
     for column, tag in enumerate(settings.tags):
         windows = [z[:, column] for z in heard.values()]
-        calibration, threshold = calibrate(windows, np.array([labels[clip][column] for clip in heard]))
+        truth = np.array([labels[clip][column] for clip in heard])
+        calibration, threshold = calibrate(windows, truth, tag)
         for clip, z in zip(heard, windows, strict=True):
             pooled = np.array(pool_logits(z, calibration.pooling))
             rows[clip][tag] = f"{float(score(pooled, calibration)):.6f}"

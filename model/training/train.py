@@ -551,7 +551,7 @@ def write_bundle(
         settings.tags, zip(*[z.T for z in logits], strict=True), held_out.labels.T, strict=True
     ):
         if settings.calibration is None:
-            calibration[tag], thresholds[tag] = calibrate(column, labels)
+            calibration[tag], thresholds[tag] = calibrate(column, labels, tag)
         pooled = np.array([pool_logits(z, calibration[tag].pooling) for z in column])
         scores = score(pooled, calibration[tag])
         metrics[tag] = plain(tag_metrics(tag, labels, scores, sources, thresholds[tag]))

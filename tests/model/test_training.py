@@ -1,6 +1,8 @@
 """Training: drawing, mixing and distorting windows, calibration, the whole way from manifest to bundle."""
 
 import csv
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -377,6 +379,43 @@ def test_a_clip_that_is_missing_is_left_out_and_nothing_but_those_is_nothing_to_
         train(none)
 
 
+def test_a_clip_that_was_repaired_is_decoded_again_and_what_is_left_out_is_told_each_time(
+    manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(b"no music")
+    own = own_manifest(tmp_path / "x", {"a": clip, "b": manifest.parent / "0.flac"})
+    settings = settings_for(own, tmp_path / "x", tags=("beat",))
+
+    told = []
+    for _ in range(2):
+        assert [found.id for found in prepare(settings).clips] == ["b"]
+        told.append(capfd.readouterr().err)
+    clip.write_bytes((manifest.parent / "1.flac").read_bytes())
+
+    assert all(f"{clip}: left out" in text for text in told)
+    assert [found.id for found in prepare(settings).clips] == ["a", "b"]
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    script = (
+        "import multiprocessing, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from model.training import cache\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "pool = ProcessPoolExecutor(1, context, initializer=cache._hire, initargs=(None,))\n"
+        "pool.submit(print, 'hired', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "hired\n"
+
+        parent.kill()
+
+        parent.communicate(timeout=60)  # ends when nobody holds the other end of its output any more
+
+
 def test_sources_on_both_sides_are_told(
     manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -661,6 +700,28 @@ def test_platt_scaling_finds_the_line_that_made_the_labels() -> None:
 
     assert scale == pytest.approx(0.5, abs=0.03)
     assert bias == pytest.approx(-1.0, abs=0.06)
+
+
+def test_a_tagger_worse_than_chance_is_not_turned_round_and_a_warning_names_the_tag(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    windows = [np.array([z]) for z in (-2.0, -1.0, -1.5, 1.0, 2.0, 1.5)]
+    labels = np.array([1, 1, 1, 0, 0, 0], np.float32)
+
+    calibration, _ = calibrate(windows, labels, "house")
+
+    scores = score(np.concatenate(windows), calibration)
+    assert calibration.scale > 0.0
+    assert scores[1] < scores[4]
+    assert scores.mean() == pytest.approx(0.5, abs=0.01)
+    assert "do not rank house" in caplog.text
+
+
+def test_a_soft_label_of_one_half_is_a_yes_for_the_threshold_too() -> None:
+    scores = np.array([0.1, 0.3, 0.6, 0.9])
+    labels = np.array([0.0, 0.0, 0.5, 0.5], np.float32)
+
+    assert best_f1_threshold(scores, labels) == pytest.approx(0.45)
 
 
 def test_the_threshold_is_that_of_best_f1_between_two_scores() -> None:
