@@ -334,7 +334,7 @@ def train(
     mtg_jamendo: Annotated[
         Path | None,
         typer.Option(
-            help="Clone of the repository mtg-jamendo-dataset; its clips train whatever their train_ok says."
+            help="Clone of the repository mtg-jamendo-dataset; its clips train but for --train-ok-only."
         ),
     ] = None,
     audio: Annotated[
@@ -395,7 +395,9 @@ def train(
         float | None, typer.Option(min=0, help="Weight of the distillation loss.")
     ] = None,
     evaluate_every: Annotated[int | None, typer.Option(min=1, help="Steps between two evaluations.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed draws the same batches.")] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=2**32 - 1, help="The same seed draws the same batches.")
+    ] = None,
     train_ok_only: Annotated[
         bool | None,
         typer.Option("--train-ok-only/--all-rows", help="Leave out rows whose train_ok is not 1."),
@@ -410,9 +412,10 @@ def train(
     with _extra("train"):
         from model.bundle import BundleError
         from model.tagger import DeviceError
+        from model.training.checks import TrainingError
         from model.training.corpus import ManifestError
         from model.training.cross_validation import cross_validate
-        from model.training.train import TrainingError, TrainSettings
+        from model.training.train import TrainSettings
         from model.training.train import train as run
 
     given = {
@@ -436,8 +439,8 @@ def train(
     }
     manifests = list(manifest or ())
     if mtg_jamendo is not None:
-        manifests.append(_from_mtg_jamendo(mtg_jamendo, audio, out / "mtg-jamendo.csv"))
-        given["train_ok_only"] = bool(train_ok_only)
+        own = out / "mtg-jamendo.csv"
+        manifests.append(_from_mtg_jamendo(mtg_jamendo, audio, own, may_train=not train_ok_only))
     if not manifests:
         _refuse("nothing to learn from: give --manifest CSV, or --mtg-jamendo DIR")
     chosen: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
@@ -635,8 +638,8 @@ def _meanings(given: Sequence[str], tags: Sequence[str]) -> dict[str, str]:
     return meanings
 
 
-def _from_mtg_jamendo(folder: Path, audio: Path | None, manifest: Path) -> Path:
-    """Write the manifest, and tell what is in it."""
+def _from_mtg_jamendo(folder: Path, audio: Path | None, manifest: Path, *, may_train: bool = False) -> Path:
+    """Write the manifest, and tell what is in it; `may_train`: whether its clips get the train_ok 1."""
     from model.tags import TAGS
     from model.training.corpus import ManifestError, write_manifest
     from model.training.mtg_jamendo import read_mtg_jamendo
@@ -644,7 +647,7 @@ def _from_mtg_jamendo(folder: Path, audio: Path | None, manifest: Path) -> Path:
     audio = audio or folder / "audio"
     try:
         clips, missing = read_mtg_jamendo(folder, audio)
-        write_manifest(manifest, clips, TAGS)
+        write_manifest(manifest, [replace(clip, train_ok=may_train) for clip in clips], TAGS)
     except ManifestError as error:
         _refuse(str(error))
     typer.echo(f"MTG-Jamendo: {len(clips)} clips; {missing} left out, as {audio} lacks them", err=True)

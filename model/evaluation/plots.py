@@ -14,6 +14,8 @@ from model.evaluation.metrics import CALIBRATION_BINS, Floats, calibration_bins
 DPI = 120
 PANEL_IN = 3.2
 BAR_IN = 0.2
+MOST_SOURCES = 60
+"""That are drawn: of thousands, the picture would be too large to be made or looked at."""
 CURVE = "#2b6cb0"
 BAR = "#90cdf4"
 CHANCE = "#718096"
@@ -65,11 +67,12 @@ def plot_reliability(tags: Sequence[str], labels: Floats, scores: Floats, path: 
 
 
 def plot_sources(tags: Sequence[str], right: Mapping[str, NDArray[np.int64]], path: Path) -> None:
-    """Draw, by source, the share of known labels that the thresholded scores meet.
+    """Draw, by source, the share of known labels that the thresholded scores meet, of the largest sources.
 
-    `right` maps a source to [T, 2]: how many labels are met, and how many are known.
+    Large are those of many known labels. `right` maps a source to [T, 2]: how many labels are met, and how
+    many are known.
     """
-    names = sorted(right, reverse=True)
+    names = sorted(largest_sources(right), reverse=True)
     figure = Figure(figsize=(PANEL_IN * (len(tags) + 1), 1.0 + BAR_IN * len(names)), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(tags), sharey=True))
     for column, (axis, tag) in enumerate(zip(axes, tags, strict=True)):
@@ -81,7 +84,14 @@ def plot_sources(tags: Sequence[str], right: Mapping[str, NDArray[np.int64]], pa
             axis.text(0.02, row, text, fontsize=7, va="center")
         axis.set(title=tag, xlim=(0, 1), xticks=TICKS, ylim=(-0.6, len(names) - 0.4), xlabel="labels met")
         axis.tick_params(labelsize=7)
+    if len(names) < len(right):
+        figure.suptitle(f"the {len(names)} largest of {len(right)} sources", fontsize=9)
     figure.savefig(path, dpi=DPI)
+
+
+def largest_sources(right: Mapping[str, NDArray[np.int64]]) -> list[str]:
+    """The sources that are drawn: at most 60, those of the most known labels first."""
+    return sorted(right, key=lambda name: (-int(right[name][:, 1].sum()), name))[:MOST_SOURCES]
 
 
 def _panels(tags: Sequence[str], x: str, y: str, note: str) -> tuple[Figure, list[Axes]]:

@@ -18,7 +18,13 @@ from rich.table import Table
 from model.audio import AudioError
 from model.bundle import Bundle
 from model.evaluation.metrics import RESAMPLES, Floats, TagMetrics, plain, tag_metrics
-from model.evaluation.plots import plot_precision_recall, plot_reliability, plot_roc, plot_sources
+from model.evaluation.plots import (
+    MOST_SOURCES,
+    plot_precision_recall,
+    plot_reliability,
+    plot_roc,
+    plot_sources,
+)
 from model.tagger import Tagger
 from model.training.corpus import Clip, ManifestError
 
@@ -115,16 +121,18 @@ def read_predictions(path: Path, clips: Sequence[Clip], bundle: Bundle) -> Evalu
             that is no number in [0, 1].
     """
     try:
-        with path.open(newline="", encoding="utf-8") as handle:
+        with path.open(newline="", encoding="utf-8-sig") as handle:  # with Excel's mark, or without
             reader = csv.DictReader(handle)
             missing = [name for name in ("id", *bundle.tags) if name not in (reader.fieldnames or ())]
             if missing:
                 raise ManifestError(f"{path}: no column {', '.join(missing)}; write id and a column a tag")
-            lines = dict(enumerate(reader, start=2))
+            lines = [(reader.reader.line_num, row) for row in reader]
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); give the path of a CSV") from error
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path}: is no CSV UTF-8 ({error}); save it as that") from error
     scores: dict[str, list[float]] = {}
-    for line, row in lines.items():
+    for line, row in lines:
         if row["id"] in scores:
             raise ManifestError(f"{path}:{line}: the id {row['id']!r} stands twice; keep one row a clip")
         scores[row["id"]] = [_probability(path, line, tag, row[tag]) for tag in bundle.tags]
@@ -351,11 +359,13 @@ def _by_source(evaluation: Evaluation, right: dict[str, NDArray[np.int64]]) -> l
         )
         for source, counts in right.items()
     ]
+    many = len(right) > MOST_SOURCES
     return [
         "",
         "## By source",
         "",
-        "Labels that the thresholded scores meet, of those that are known.",
+        "Labels that the thresholded scores meet, of those that are known."
+        + (f" Of {len(right)} sources, the {MOST_SOURCES} largest are drawn." if many else ""),
         "",
         *markdown_table(("source", "clips", *evaluation.tags), rows),
         "",

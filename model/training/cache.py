@@ -5,16 +5,20 @@ distortions such as a codec's round trip are paid for once and not in every run.
 
 `python -m model.training.cache --manifest CSV --cache DIR --teachers DIR --musicnn DIR` can be stopped and
 started again: what is there is kept, in shards of a hundred clips. A shard whose rows of the manifest have
-changed is made anew.
+changed, or whose clips have, by size or time, is made anew.
 """
 
 import argparse
 import hashlib
 import multiprocessing
+import os
+import sys
+import threading
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, fields
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +39,8 @@ SHARD = 100
 CLIP_S = 29
 CLIP = CLIP_S * SAMPLE_RATE_HZ
 CLIP_FRAMES = 1 + CLIP // HOP
+OF_SHARD = ("rows", "left_out")
+"""What a shard knows of itself, beside what it knows of its clips."""
 VARIANTS = 3
 """The clip as it is, and distorted ones."""
 
@@ -74,12 +80,12 @@ def _stack(lessons: Sequence[Lesson]) -> dict[str, NDArray[np.float16]]:
     return stacked
 
 
-def _decode(clip: Clip) -> NDArray[np.float32] | None:
+def _decode(clip: Clip) -> NDArray[np.float32] | str:
+    """The samples, or why there are none."""
     try:
         samples, _ = read_audio(clip.path, min_s=1.0, duration_s=float(CLIP_S))
     except (AudioError, OSError) as error:
-        print(f"{clip.path}: left out: {error}")  # noqa: T201
-        return None
+        return f"{clip.path}: left out: {error}"
     return samples[:CLIP]
 
 
@@ -89,8 +95,16 @@ _teachers: Teachers | None = None
 
 def _hire(teachers: tuple[Path, Path] | None) -> None:
     global _teachers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     _teachers = Teachers(*teachers) if teachers else None
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed tells its workers nothing: they would wait for work for ever."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 @torch.inference_mode()
@@ -109,9 +123,17 @@ def folder_of(manifest: Path, cache: Path) -> Path:
 
 
 def _rows_of(clips: Sequence[Clip]) -> str:
-    """By what a shard knows that it is of these clips: their ids and files, and which of these are there."""
-    lines = "".join(f"{clip.id}\0{clip.path.resolve()}\0{clip.path.exists()}\0" for clip in clips)
-    return hashlib.sha256(lines.encode()).hexdigest()
+    """By what a shard knows that it is of these clips: ids and files, and the files' sizes and times."""
+    lines = "".join(f"{clip.id}\0{clip.path.resolve()}\0{_state_of(clip.path)}\0" for clip in clips)
+    return hashlib.sha256(lines.encode(errors="surrogateescape")).hexdigest()
+
+
+def _state_of(path: Path) -> tuple[int, int]:
+    try:
+        found = path.stat()
+    except OSError:
+        return 0, 0
+    return found.st_size, found.st_mtime_ns
 
 
 def _is_of(path: Path, clips: Sequence[Clip], *, taught: bool) -> bool:
@@ -129,21 +151,23 @@ def _is_lesson(name: str) -> bool:
 
 def _shard(clips: Sequence[Clip], path: Path) -> None:
     path.unlink(missing_ok=True)
-    decoded = [(clip.id, samples) for clip in clips if (samples := _decode(clip)) is not None]
+    heard = [(clip.id, _decode(clip)) for clip in clips]
+    decoded = [(name, samples) for name, samples in heard if not isinstance(samples, str)]
     _save(
         path.with_name(mels_name(path)),
         np.stack([variants(*clip) for clip in decoded])
         if decoded
         else np.zeros((0, VARIANTS, N_MELS, CLIP_FRAMES), np.float16),
     )
-    heard = [_teachers(torch.from_numpy(samples)) for _, samples in decoded] if _teachers else []
-    lessons = _stack(heard) if heard else {}
+    taught = [_teachers(torch.from_numpy(samples)) for _, samples in decoded] if _teachers else []
+    lessons = _stack(taught) if taught else {}
     partial = path.with_suffix(".part.npz")
     np.savez(
         partial,
         allow_pickle=False,
         rows=np.array(_rows_of(clips)),
         ids=np.array([clip_id for clip_id, _ in decoded], np.str_),
+        left_out=np.array([reason for _, reason in heard if isinstance(reason, str)], np.str_),
         frames=np.array([1 + len(samples) // HOP for _, samples in decoded], np.int64),
         **{f"lesson_{name}": array for name, array in lessons.items()},
     )
@@ -164,6 +188,8 @@ def _save(path: Path, array: NDArray[Any]) -> None:
 
 def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, Path] | None) -> None:
     """Decode every clip into `out`, with lessons where there are teachers; shards there are kept.
+
+    Which clips cannot be read, and are left out, is told each time, also of shards that are kept.
 
     Args:
         manifest: whose clips.
@@ -187,6 +213,10 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
             as_completed(made), description, total=len(made), console=Console(stderr=True), disable=not made
         ):
             future.result()
+    for path in shards:
+        with np.load(path) as archive:
+            for reason in archive["left_out"]:
+                print(reason, file=sys.stderr)  # noqa: T201
 
 
 def load(folder: Path) -> Cache:
@@ -202,7 +232,7 @@ def load(folder: Path) -> Cache:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path) as archive:
-        return {name: array for name, array in archive.items() if name != "rows"}
+        return {name: array for name, array in archive.items() if name not in OF_SHARD}
 
 
 def main() -> None:

@@ -2,8 +2,9 @@
 
 Columns: `id`, `file` (relative to the manifest's folder), `source` (what must stay on one side of a split: a
 package, an album, an artist; a mix names several, with ` + ` between them), `split` (`train`, `val`, or
-another that only `evaluate` reads), `train_ok` (1: may train weights that are given away), and a column a tag
-with 1, 0 or nothing (unknown). `TAG_evidence` columns are optional; other columns are ignored.
+another that only `evaluate` reads), `train_ok` (1 or nothing: may train weights that are given away; 0: may
+not), and a column a tag with 1, 0 or nothing (unknown). `TAG_evidence` columns are optional; other columns
+are ignored.
 """
 
 import csv
@@ -39,26 +40,29 @@ def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
     """Read every row of a manifest.
 
     Raises:
-        ManifestError: the file is missing, empty or not UTF-8, lacks a column, or holds a label other than 1,
-            0, a soft label between them, or nothing.
+        ManifestError: the file is missing, empty, not UTF-8 or no CSV, lacks a column, or holds a label other
+            than 1, 0, a soft label between them, or nothing, or a `train_ok` other than 1, 0 or nothing.
     """
     try:
         with path.open(
             newline="", encoding="utf-8-sig"
         ) as handle:  # with the mark that Excel writes, or without
             reader = csv.DictReader(handle)
+            lines = reader.reader  # whose line_num also counts empty lines, and one that is no CSV
             _check_columns(path, reader.fieldnames or (), tags)
-            clips = [_clip(path, line, row, tags) for line, row in enumerate(reader, start=2)]
+            rows = [(lines.line_num, _clip(path, lines.line_num, row, tags)) for row in reader]
     except OSError as error:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror}); give the path of a manifest CSV"
         ) from error
     except UnicodeDecodeError as error:
         raise ManifestError(f"{path}: is not UTF-8 ({error.reason}); save it as CSV UTF-8") from error
-    if not clips:
+    except csv.Error as error:
+        raise ManifestError(f"{path}:{lines.line_num}: is no CSV ({error}); save it anew") from error
+    if not rows:
         raise ManifestError(f"{path}: no rows below the header; add a row a clip")
-    _check_ids(path, clips)
-    return clips
+    _check_ids(path, rows)
+    return [clip for _, clip in rows]
 
 
 def write_manifest(path: Path, clips: Sequence[Clip], tags: Sequence[str]) -> None:
@@ -80,9 +84,9 @@ def _check_columns(path: Path, columns: Sequence[str], tags: Sequence[str]) -> N
         )
 
 
-def _check_ids(path: Path, clips: Sequence[Clip]) -> None:
+def _check_ids(path: Path, rows: Sequence[tuple[int, Clip]]) -> None:
     seen: set[str] = set()
-    for line, clip in enumerate(clips, start=2):
+    for line, clip in rows:
         if clip.id in seen:
             raise ManifestError(
                 f"{path}:{line}: the id {clip.id!r} stands twice; give every clip an id of its own"
@@ -99,11 +103,18 @@ def _clip(path: Path, line: int, row: dict[str, str], tags: Sequence[str]) -> Cl
         id=value["id"],
         path=path.parent / value["file"],
         split=value["split"],
-        train_ok=value["train_ok"] == "1",
+        train_ok=_train_ok(path, line, value["train_ok"]),
         source=value["source"] or value["id"],
         labels=tuple(_label(path, line, tag, row[tag]) for tag in tags),
         evidence=tuple(row.get(f"{tag}_evidence") or "" for tag in tags),
     )
+
+
+def _train_ok(path: Path, line: int, text: str) -> bool:
+    meant = {"1": True, "1.0": True, "0": False, "0.0": False}.get(text.strip())
+    if meant is None:
+        raise ManifestError(f"{path}:{line}: train_ok is {text!r}; write 1 or 0, or leave it empty for 1")
+    return meant
 
 
 def _label(path: Path, line: int, tag: str, text: str | None) -> float | None:

@@ -14,15 +14,26 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from model.tagger import choose_device, pool_logits, score
 from model.training.calibration import calibrate
+from model.training.checks import (
+    TrainingError,
+    check_learnt,
+    check_run,
+    check_settings,
+    classes,
+    may_train,
+    run_of,
+    warn_of_one_class,
+)
 from model.training.corpus import SOURCES, Clip, read_manifest
 from model.training.material import Material
-from model.training.train import Progress, TrainingError, TrainSettings, clip_logits, fit, prepare, usable
+from model.training.train import Progress, TrainSettings, clip_logits, fit, prepare, usable
 
 Logits = dict[str, NDArray[np.float64]]
 """By clip: logits of its windows [windows, K]."""
@@ -37,13 +48,14 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
         The path of `predictions.csv`: `id`, `fold`, and a calibrated score a tag.
 
     Raises:
-        TrainingError: there are fewer sources than folds, or a tag has only yes or only no; and what `train`
-            raises.
+        TrainingError: there are fewer sources than folds, a tag has only yes or only no, a fold has nothing
+            to learn from, or `settings.out` holds another run; and what `train` raises.
     """
-    _check(settings, read_manifest(settings.manifests[0], settings.tags), folds)  # before hours are spent
+    _check(settings, folds, check_settings(settings), read_manifest(settings.manifests[0], settings.tags))
     shared = settings.cache or settings.out / "cache"
     material = prepare(replace(settings, cache=shared))
     judged = prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None))
+    _check(settings, folds, material.clips, judged.clips)  # again: what cannot be read is left out
     fold_of = deal(judged.clips, folds)
     said: list[Logits] = []
     for fold in range(folds):
@@ -53,15 +65,28 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
     return _write(settings, judged, said)
 
 
-def _check(settings: TrainSettings, clips: Sequence[Clip], folds: int) -> None:
-    sources = {clip.source for clip in clips}
+def _check(settings: TrainSettings, folds: int, clips: Sequence[Clip], judged: Sequence[Clip]) -> None:
+    """Check that every fold can be trained, before hours are spent."""
+    sources = {clip.source for clip in judged}
+    if len(sources) < 2:
+        raise TrainingError(
+            f"{settings.manifests[0]} needs clips, which can be read, of two sources or more; there are"
+            f" {len(sources)}"
+        )
     if not 2 <= folds <= len(sources):
         raise TrainingError(
             f"--folds {folds}: choose 2 to {len(sources)}, which is how many sources there are"
         )
     for column, tag in enumerate(settings.tags):
-        if not {0.0, 1.0} <= {clip.labels[column] for clip in clips}:
+        if len(classes(judged, column)) < 2:
             raise TrainingError(f"{settings.manifests[0]} needs clips with and without {tag!r}")
+    fold_of = deal(judged, folds)
+    for fold in range(folds):
+        touched = shares_source(clips, {source for source, number in fold_of.items() if number == fold})
+        own = [
+            clip for clip, met in zip(clips, touched, strict=True) if not met and may_train(settings, clip)
+        ]
+        check_learnt(settings, own)
 
 
 def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
@@ -85,17 +110,49 @@ def _fold(
     settings: TrainSettings, material: Material, judged: Material, sources: set[str], progress: Progress
 ) -> Logits:
     path = settings.out / "logits.npz"
-    if not path.exists():
-        touched = shares_source(material.clips, sources)
-        held_out = judged.select(np.array([clip.source in sources for clip in judged.clips]))
-        learn = material.select(~touched & usable(material, settings))
-        device = choose_device(settings.device)
-        network = fit(settings, learn, held_out, device, progress)
-        logits = clip_logits(network, held_out, device)
-        by_clip = {clip.id: z for clip, z in zip(held_out.clips, logits, strict=True)}
-        np.savez(path, allow_pickle=False, **by_clip)
-    with np.load(path) as archive:
-        return dict(archive)
+    held_out = judged.select(np.array([clip.source in sources for clip in judged.clips]))
+    ids = [clip.id for clip in held_out.clips]
+    kept = _kept(path, settings)
+    if kept is not None and list(kept) == ids:
+        return kept
+    if kept is not None:  # of the manifest before rows were added or removed: this fold is trained anew
+        for former in (path, settings.out / "checkpoint.pt", settings.out / "log.csv"):
+            former.unlink(missing_ok=True)
+    learn = material.select(~shares_source(material.clips, sources) & usable(material, settings))
+    warn_of_one_class(settings, learn.clips)
+    device = choose_device(settings.device)
+    network = fit(settings, learn, held_out, device, progress)
+    logits = clip_logits(network, held_out, device)
+    _keep(path, settings, ids, logits)
+    return dict(zip(ids, logits, strict=True))
+
+
+def _keep(
+    path: Path, settings: TrainSettings, ids: Sequence[str], logits: Sequence[NDArray[np.float64]]
+) -> None:
+    """Write `ids` [N], the clips' logits one after another [W, K], and where each clip's begin [N]."""
+    partial = path.with_suffix(".part")
+    with partial.open("wb") as handle:
+        np.savez(
+            handle,
+            allow_pickle=False,
+            run=np.array(json.dumps(run_of(settings))),
+            ids=np.array(ids, np.str_),
+            offsets=np.cumsum([0, *map(len, logits)])[:-1],
+            logits=np.concatenate(logits),
+        )
+    partial.rename(path)
+
+
+def _kept(path: Path, settings: TrainSettings) -> Logits | None:
+    """What `_keep` wrote; none where there is nothing, or nothing that can be read."""
+    try:
+        with path.open("rb") as handle, np.load(handle) as archive:
+            run, ids, offsets, logits = (archive[name] for name in ("run", "ids", "offsets", "logits"))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+        return None
+    check_run(path, str(run), run_of(settings))
+    return dict(zip(map(str, ids), np.split(logits, offsets[1:]), strict=True))
 
 
 def _write(settings: TrainSettings, judged: Material, said: Sequence[Logits]) -> Path:
@@ -107,7 +164,8 @@ def _write(settings: TrainSettings, judged: Material, said: Sequence[Logits]) ->
     fitted = {}
     for column, tag in enumerate(settings.tags):
         windows = [z[:, column] for z in heard.values()]
-        calibration, threshold = calibrate(windows, np.array([labels[clip][column] for clip in heard]))
+        truth = np.array([labels[clip][column] for clip in heard])
+        calibration, threshold = calibrate(windows, truth, tag)
         for clip, z in zip(heard, windows, strict=True):
             pooled = np.array(pool_logits(z, calibration.pooling))
             rows[clip][tag] = f"{float(score(pooled, calibration)):.6f}"

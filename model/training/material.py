@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from model.segments import TAIL_PARTS
 from model.training import cache
 from model.training.augmentation import Generator, band_curve
 from model.training.cache import CLIP_S, VARIANTS
-from model.training.corpus import Clip
+from model.training.corpus import Clip, ManifestError
 from model.training.teachers import word_lists
 from model.training.words import by_second, opinions, standardised
 
@@ -142,15 +143,32 @@ def _soft_targets(lessons: dict[str, NDArray[np.float16]]) -> NDArray[np.float16
 def _soft_labels(clips: Sequence[Clip], path: Path | None) -> NDArray[np.float16]:
     if path is None:
         return np.full((len(clips), CLIP_S, 1), np.nan, np.float16)
-    with np.load(path) as archive:
-        row = {str(name): index for index, name in enumerate(archive["ids"])}
-        scores = _logit(archive["scores"].astype(np.float32))
+    row, scores = read_soft_labels(path)
     whole = np.full((len(clips), 1, scores.shape[1]), np.nan, np.float32)
     for index, clip in enumerate(clips):
         if clip.id in row:
-            whole[index, 0] = scores[row[clip.id]]
+            whole[index, 0] = _logit(scores[row[clip.id]])
     standard = standardised(whole).reshape(whole.shape)
     return np.repeat(standard.astype(np.float16), CLIP_S, 1)
+
+
+def read_soft_labels(path: Path) -> tuple[dict[str, int], NDArray[np.float32]]:
+    """Scores of whole clips [N, M], and the row of each clip's id.
+
+    Raises:
+        ManifestError: it cannot be read, or is not such an npz.
+    """
+    try:
+        with path.open("rb") as handle, np.load(handle) as archive:
+            row = {str(name): index for index, name in enumerate(archive["ids"])}
+            scores = archive["scores"].astype(np.float32)
+        if scores.ndim != 2 or len(scores) != len(row):
+            raise ValueError(f"{len(row)} ids, scores of shape {scores.shape}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
+        raise ManifestError(
+            f"{path}: cannot be used ({error}); soft labels are an npz of `ids` [N] and `scores` [N, M]"
+        ) from error
+    return row, scores
 
 
 def _logit(scores: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,8 +7,9 @@ weights is what is evaluated, on the split `val`, and the best of those by mean 
 
 import copy
 import csv
-import logging
+import json
 import math
+import pickle
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,16 @@ from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
 from model.training.augmentation import blend, mask_bands_and_frames
 from model.training.calibration import calibrate, read_calibration
+from model.training.checks import (
+    TrainingError,
+    check_clips,
+    check_run,
+    check_settings,
+    may_train,
+    run_of,
+    warn_of_one_class,
+    warn_of_shared_sources,
+)
 from model.training.consistency import fit_consistency
 from model.training.corpus import SOURCES, read_manifest
 from model.training.curves import plot_curves
@@ -47,8 +58,6 @@ from model.training.teachers import load_teach
 from model.training.words import TRUST, opinion_scale
 from model.unfolding import unfold_filters
 
-logger = logging.getLogger(__name__)
-
 Progress = Callable[[int, int, dict[str, float]], None]
 """Called with (step, steps, figures) after every step."""
 
@@ -62,10 +71,6 @@ LUCK: Final = 0.01
 
 
 Branch = TypeVar("Branch", bound=nn.Module)
-
-
-class TrainingError(ValueError):
-    """Training that cannot start; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,24 +231,29 @@ def _tensor(array: NDArray[Any], device: torch.device) -> Tensor:
 def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path:
     """Train, calibrate and write a bundle. Resumes from the checkpoint in `settings.out` if one is there.
 
+    All that can be wrong with the settings and the manifests is found before any clip is decoded.
+
     Returns:
         The folder of the bundle.
 
     Raises:
-        ManifestError: a manifest cannot be used.
-        TrainingError: there is nothing to train on or to validate with, or the settings contradict each
-        other.
+        ManifestError: a manifest or the soft labels cannot be used.
+        TrainingError: there is nothing to train on or to validate with, the settings contradict each other,
+            `settings.out` holds another run, or the training diverges.
         DeviceError: there is no such device.
         BundleError: the bundle to go on from cannot be used.
     """
     if settings.calibration is not None:
-        _read_calibration(settings.calibration, settings.tags)  # before an hour is spent
+        _read_calibration(settings.calibration, settings.tags)
+    check_clips(settings, check_settings(settings))
     material = prepare(settings)
+    check_clips(settings, material.clips)  # again: what cannot be read is left out
     split = np.array([clip.split for clip in material.clips], np.str_)
     val = split == "val"
     learn = material.select((split == "train") & usable(material, settings))
     held_out = material.select(val & ~np.isnan(material.labels).all(1))
-    _check(settings, learn, held_out)
+    warn_of_one_class(settings, learn.clips)
+    warn_of_shared_sources(learn.clips, held_out.clips)
     device = choose_device(settings.device)
     network = fit(settings, learn, held_out, device, progress)
     return write_bundle(network, learn, held_out, settings, device)
@@ -293,27 +303,7 @@ def prepare(settings: TrainSettings) -> Material:
 
 def usable(material: Material, settings: TrainSettings) -> NDArray[np.bool_]:
     """[N]: whether a clip may train, by its licence."""
-    return np.array([clip.train_ok or not settings.train_ok_only for clip in material.clips], np.bool_)
-
-
-def _check(settings: TrainSettings, learn: Material, held_out: Material) -> None:
-    if not len(learn.clips) or np.isnan(learn.labels).all():
-        raise TrainingError(
-            "no clip to train on: the manifests need rows of split `train` with a label (and train_ok 1)"
-        )
-    if not len(held_out.clips):
-        raise TrainingError(
-            "no clip to validate with: give some rows, of sources of their own, the split `val`"
-        )
-    for tag, column in zip(settings.tags, held_out.labels.T, strict=True):
-        if not {0.0, 1.0} <= set(column[~np.isnan(column)].tolist()):
-            raise TrainingError(f"the split `val` needs clips with and without {tag!r}")
-    if shared := {clip.source for clip in learn.clips} & {clip.source for clip in held_out.clips}:
-        logger.warning(
-            "%d sources are in both `train` and `val`, so the tagger will look better than it is: %s",
-            len(shared),
-            ", ".join(sorted(shared)[:5]),
-        )
+    return np.array([may_train(settings, clip) for clip in material.clips], np.bool_)
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
@@ -391,7 +381,8 @@ def descend(
         "schedule": schedule,
     }
     checkpoint = settings.out / "checkpoint.pt"
-    first, best_auc, best = _resume(checkpoint, state, device)
+    run = run_of(settings, (*learn.clips, *held_out.clips))
+    first, best_auc, best = _resume(checkpoint, state, device, run)
     log = Log(
         settings.out / "log.csv",
         ["step", "seconds", "loss", "distillation", *(f"auc_{tag}" for tag in settings.tags), "auc"],
@@ -404,12 +395,14 @@ def descend(
         loss, distillation = student.losses(batch, device, rng)
         optimiser.zero_grad()
         (loss + settings.distillation * distillation).backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+        norm = nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         optimiser.step()
         schedule.step()
         average.update_parameters(network)
         losses.append(loss.item())
         distillations.append(distillation.item())
+        if not math.isfinite(losses[-1] + distillations[-1] + norm.item()):
+            raise _diverged(f"at step {step + 1}")
         progress(step + 1, settings.steps, {"loss": float(np.mean(losses[-50:])), "best ROC-AUC": best_auc})
         if (step + 1) % settings.evaluate_every and step + 1 != settings.steps:
             continue
@@ -430,7 +423,7 @@ def descend(
         if settings.keep_last or not best or mean >= best_auc - LUCK:
             best_auc = max(best_auc, mean)
             best = {name: value.clone() for name, value in averaged.state_dict().items()}
-        _save(checkpoint, state, step + 1, best_auc, best)
+        _save(checkpoint, state, step + 1, best_auc, best, run)
     return best
 
 
@@ -483,19 +476,43 @@ def _decay(settings: TrainSettings) -> float:
     return min(settings.average, max(0.0, 1 - 6 / settings.steps))
 
 
-def _save(path: Path, state: dict[str, Any], step: int, best_auc: float, best: dict[str, Tensor]) -> None:
+def _diverged(where: str) -> TrainingError:
+    return TrainingError(
+        f"the training diverged {where}: lower --learning-rate (0.002 is usual), and name another --out"
+    )
+
+
+def _save(
+    path: Path,
+    state: dict[str, Any],
+    step: int,
+    best_auc: float,
+    best: dict[str, Tensor],
+    run: Mapping[str, Any],
+) -> None:
     partial = path.with_suffix(".part")
     values = {name: part.state_dict() for name, part in state.items()}
-    torch.save({"step": step, "best_auc": best_auc, "best": best, **values}, partial)
+    known = {"run": json.dumps(run), "step": step, "best_auc": best_auc, "best": best}
+    torch.save(known | values, partial)
     partial.rename(path)
 
 
-def _resume(path: Path, state: dict[str, Any], device: torch.device) -> tuple[int, float, dict[str, Tensor]]:
+def _resume(
+    path: Path, state: dict[str, Any], device: torch.device, run: Mapping[str, Any]
+) -> tuple[int, float, dict[str, Tensor]]:
     if not path.exists():
         return 0, 0.0, {}
-    saved = torch.load(path, map_location=device, weights_only=True)
-    for name, part in state.items():
-        part.load_state_dict(saved[name])
+    try:
+        saved = torch.load(path, map_location=device, weights_only=True)
+        check_run(path, saved.get("run", ""), run)
+        for name, part in state.items():
+            part.load_state_dict(saved[name])
+    except TrainingError:
+        raise
+    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        raise TrainingError(
+            f"{path} is of another run, or damaged; name another --out, or remove it to start anew"
+        ) from error
     return saved["step"], saved["best_auc"], saved["best"]
 
 
@@ -535,6 +552,8 @@ def clip_logits(
 def clip_aucs(network: TaggerNetwork, material: Material, device: torch.device) -> list[float]:
     """ROC-AUC a tag of the mean logits of whole clips."""
     means = np.stack([windows.mean(0) for windows in clip_logits(network, material, device)])
+    if not np.isfinite(means).all():
+        raise _diverged("before its evaluation")
     known = ~np.isnan(material.labels)
     return [roc_auc(material.labels[k, i], means[k, i]) for i, k in enumerate(known.T)]
 
@@ -557,7 +576,7 @@ def write_bundle(
         settings.tags, zip(*[z.T for z in logits], strict=True), held_out.labels.T, strict=True
     ):
         if settings.calibration is None:
-            calibration[tag], thresholds[tag] = calibrate(column, labels)
+            calibration[tag], thresholds[tag] = calibrate(column, labels, tag)
         pooled = np.array([pool_logits(z, calibration[tag].pooling) for z in column])
         scores = score(pooled, calibration[tag])
         metrics[tag] = plain(tag_metrics(tag, labels, scores, sources, thresholds[tag]))

@@ -19,6 +19,8 @@ from app import __version__
 from app.cli import cli
 from app.settings import Settings
 from model.tags import TAGS
+from model.training.corpus import read_manifest
+from model.training.train import TrainSettings
 from tests.app.service import PATIENCE_S, free_port, tune
 
 CLIP = Path(__file__).parents[1] / "clips" / "sung_pop.opus"
@@ -338,6 +340,41 @@ def test_train_says_what_a_manifest_lacks(manifest: Path, tmp_path: Path) -> Non
 
     assert result.exit_code == 2
     assert "no column house, techno" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"), [(["--seed", "-1"], "--seed"), (["--learning-rate", "0"], "--learning-rate")]
+)
+def test_train_refuses_numbers_that_cannot_be(
+    manifest: Path, tmp_path: Path, arguments: list[str], told: str
+) -> None:
+    result = run("train", "--manifest", manifest, "--out", tmp_path / "run", *arguments)
+
+    assert result.exit_code == 2
+    assert told in result.stderr
+
+
+@pytest.mark.parametrize(("flags", "allowed"), [([], True), (["--train-ok-only"], False)])
+def test_train_exempts_mtg_jamendo_alone_from_train_ok(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], allowed: bool
+) -> None:
+    splits = tmp_path / "clone" / "data" / "splits" / "split-0"
+    splits.mkdir(parents=True)
+    for name in ("train", "validation", "test"):
+        (splits / f"autotagging-{name}.tsv").write_text(f"HEADER\n{name}\ta\tb\t{name}.mp3\t9\tgenre---pop\n")
+        (tmp_path / f"{name}.mp3").touch()
+    seen: list[TrainSettings] = []
+    monkeypatch.setattr("model.training.train.train", lambda settings, _: seen.append(settings))
+
+    result = run(
+        "train", "--mtg-jamendo", tmp_path / "clone", "--audio", tmp_path, "--manifest", manifest,
+        "--out", tmp_path / "run", *flags,
+    )  # fmt: skip
+
+    assert result.exit_code == 0, result.stderr
+    clips = read_manifest(seen[0].manifests[1], TAGS)
+    assert seen[0].train_ok_only
+    assert {clip.train_ok for clip in clips} == {allowed}
 
 
 def test_serve_answers_on_the_port_that_was_named() -> None:

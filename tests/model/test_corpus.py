@@ -35,6 +35,17 @@ def test_optional_columns_have_defaults(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "allowed"), [("1", True), ("1.0", True), ("", True), ("0", False), ("0.0", False)]
+)
+def test_train_ok_is_read_as_tables_write_it(tmp_path: Path, text: str, allowed: bool) -> None:
+    path = manifest(tmp_path, f"id,file,house,train_ok\na,a.wav,1,{text}\n")
+
+    (clip,) = read_manifest(path, ("house",))
+
+    assert clip.train_ok is allowed
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("", "no column id, file"),
@@ -44,6 +55,11 @@ def test_optional_columns_have_defaults(tmp_path: Path) -> None:
         (HEADER + "a,a.mp3,s,train,1,2,,\n", r":2: house is '2'"),
         (HEADER + "a,a.mp3,s,train,1,1,,\n,b.mp3,s,train,1,1,,\n", r":3: id is empty"),
         (HEADER + "a,a.mp3,s,train,1,1,,\na,b.mp3,s,train,1,1,,\n", r":3: the id 'a' stands twice"),
+        (HEADER + '"a\nb",a.mp3,s,train,1,1,,\nc,b.mp3,s,train,1,2,,\n', r":4: house is '2'"),
+        (HEADER + '"a\nb",a.mp3,s,train,1,1,,\n"a\nb",b.mp3,s,train,1,1,,\n', r":5: the id"),
+        (HEADER + "a,a.mp3,s,train,1,1,,\n\n\nb,b.mp3,s,train,1,2,,\n", r":5: house is '2'"),
+        (HEADER + "a,a.mp3,s,train,true,1,,\n", r":2: train_ok is 'true'"),
+        (HEADER + "a,a.mp3,s,train,1,1,," + "x" * 200_000 + "\n", r":2: is no CSV"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_says_where_and_why(tmp_path: Path, text: str, message: str) -> None:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from model.bundle import Bundle, load_bundle
-from model.evaluation.report import Evaluation, read_predictions, write_report
+from model.evaluation.plots import largest_sources
+from model.evaluation.report import Evaluation, labels_met, read_predictions, write_report
 from model.training.corpus import Clip, ManifestError
 
 HEADER = "id,fold,vocal,dance,soundtrack,pop"
@@ -60,6 +61,13 @@ def test_predictions_that_do_not_fit_say_why(
         read_predictions(path, [clip("a")], bundle)
 
 
+def test_predictions_that_excel_saved_are_read(tmp_path: Path, bundle: Bundle) -> None:
+    path = tmp_path / "predictions.csv"
+    path.write_text(f"{HEADER}\na,0,0.1,0.2,0.3,1\n", encoding="utf-8-sig")
+
+    assert read_predictions(path, [clip("a")], bundle).scores.tolist() == [[0.1, 0.2, 0.3, 1.0]]
+
+
 def test_missing_predictions_are_named(tmp_path: Path, bundle: Bundle) -> None:
     with pytest.raises(ManifestError, match=r"nowhere\.csv: cannot be read"):
         read_predictions(tmp_path / "nowhere.csv", [], bundle)
@@ -75,3 +83,17 @@ def test_each_generator_has_a_row(tmp_path: Path) -> None:
 
     assert "| one | 2 | 1.000 / 1.000 (1 / 1) |\n| two | 1 | n/a (1 / 0) |" in report
     assert report.index("### each generator") < report.index("## More") < report.index("## By source")
+
+
+def test_of_many_sources_the_largest_are_drawn_and_the_report_says_so(tmp_path: Path) -> None:
+    clips = tuple(clip(str(number), f"s{number:03}", 1.0) for number in range(100))
+    large = tuple(clip(f"more-{number}", "s099", 1.0) for number in range(3))
+    scores = np.full((103, 1), 0.9)
+    evaluation = Evaluation("ours", ("vocal",), (0.5,), clips + large, scores)
+
+    report = write_report(evaluation, tmp_path).read_text()
+
+    assert largest_sources(labels_met(evaluation))[:3] == ["s099", "s000", "s001"]
+    assert "Of 100 sources, the 60 largest are drawn." in report
+    height = int.from_bytes((tmp_path / "sources.png").read_bytes()[20:24], "big")  # of the PNG's header
+    assert height < 1700

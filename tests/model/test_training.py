@@ -1,6 +1,9 @@
 """Training: drawing, mixing and distorting windows, calibration, the whole way from manifest to bundle."""
 
 import csv
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from model.audio import read_audio
-from model.bundle import load_bundle, save_bundle
+from model.bundle import BundleError, load_bundle, save_bundle
 from model.frontend import LogMel
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
 from model.segments import cut_segments
-from model.tagger import Tagger, pool_logits, score
+from model.tagger import DeviceError, Tagger, pool_logits, score
 from model.training.augmentation import (
     CHAIN,
     CODECS,
@@ -29,12 +32,17 @@ from model.training.augmentation import (
 )
 from model.training.cache import CLIP_FRAMES, VARIANTS, variants
 from model.training.calibration import best_f1_threshold, calibrate, platt, read_calibration
-from model.training.corpus import Clip
+from model.training.checks import (
+    TrainingError,
+    check_clips,
+    warn_of_one_class,
+    warn_of_shared_sources,
+)
+from model.training.corpus import Clip, ManifestError
 from model.training.cross_validation import cross_validate, deal, shares_source
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
 from model.training.train import (
-    TrainingError,
     TrainSettings,
     balance,
     drawn_ahead,
@@ -175,6 +183,193 @@ def test_other_tags_go_on_without_radial_basis_functions(
     settings = settings_for(manifest, tmp_path / "second", tags=("beat",), init=fitted, steps=2)
 
     assert load_bundle(train(settings))[1].head.radial is None
+
+
+def never(*_: object) -> None:
+    raise AssertionError("a step of training")
+
+
+def with_rows(manifest: Path, path: Path, change: Callable[[dict[str, str]], dict[str, str]]) -> Path:
+    """A copy of a manifest anywhere, its rows changed."""
+    rows = [change(row | {"file": str(manifest.parent / row["file"])}) for row in rows_of(manifest)]
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="") as handle:
+        writer = csv.DictWriter(handle, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"tags": ("drone", "beat")}, "different: tags"),
+        ({"seed": 2}, "different: seed"),
+        ({"steps": 3, "batch": 4}, "different: steps, batch"),
+        ({"network": replace(SMALL, hidden=16)}, "is of another run"),
+    ],
+)
+def test_a_run_does_not_go_on_from_the_checkpoint_of_another(
+    manifest: Path, tmp_path: Path, change: dict[str, Any], told: str
+) -> None:
+    settings = settings_for(manifest, tmp_path / "run", steps=1, batch=2)
+    bundle = train(settings)
+    before = (bundle / "tagger.json").read_bytes()
+
+    with pytest.raises(TrainingError, match=told):
+        train(replace(settings, **change))
+
+    assert (bundle / "tagger.json").read_bytes() == before
+    assert (
+        train(replace(settings, device="auto" if not torch.cuda.is_available() else "cpu"), never) == bundle
+    )
+
+
+def test_a_run_does_not_go_on_with_other_clips_or_from_a_damaged_checkpoint(
+    manifest: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(manifest, tmp_path / "run", steps=1, batch=2)
+    train(settings)
+    other = with_rows(manifest, tmp_path / "own.csv", lambda row: row | {"source": f"x{row['source']}"})
+
+    with pytest.raises(TrainingError, match="different: clips"):
+        train(replace(settings, manifests=(other,)))
+
+    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK")
+    with pytest.raises(TrainingError, match="damaged"):
+        train(settings)
+
+
+def test_a_training_that_diverges_says_what_to_lower(manifest: Path, tmp_path: Path) -> None:
+    settings = settings_for(manifest, tmp_path / "run", batch=2, learning_rate=1e30, init=None)
+
+    with pytest.raises(TrainingError, match=r"diverged .* --learning-rate"):
+        train(settings)
+
+    assert not (tmp_path / "run" / "bundle").exists()
+
+
+def no_decoding(*_: object) -> None:
+    raise AssertionError("clips are decoded")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"seed": -1}, "--seed -1"),
+        ({"learning_rate": 0.0}, "--learning-rate 0.0"),
+        ({"learning_rate": float("nan")}, "--learning-rate nan"),
+        ({"keep": 0.5}, "--keep"),
+        ({"teachers": Path("nowhere")}, "give both, or neither"),
+        ({"musicnn": Path("nowhere")}, "give both, or neither"),
+        ({"teachers": Path("nowhere"), "musicnn": Path("nowhere")}, r"--teachers nowhere.*teach\.py"),
+        ({"device": "abacus"}, "abacus"),
+        ({"init": Path("nowhere")}, "nowhere"),
+        ({"soft_labels": Path(__file__)}, "soft labels are an npz"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_before_a_clip_is_decoded(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], told: str
+) -> None:
+    monkeypatch.setattr("model.training.cache.build", no_decoding)
+    settings = settings_for(manifest, tmp_path / "run", **changes)
+
+    with pytest.raises((TrainingError, ManifestError, DeviceError, BundleError), match=told):
+        train(settings)
+    with pytest.raises((TrainingError, ManifestError, DeviceError, BundleError), match=told):
+        cross_validate(settings, 2)
+
+
+def test_soft_labels_of_other_clips_are_refused(manifest: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "soft.npz", ids=np.array(["other"]), scores=np.zeros((1, 3)))
+
+    with pytest.raises(TrainingError, match="none of its ids"):
+        train(settings_for(manifest, tmp_path / "run", soft_labels=tmp_path / "soft.npz"))
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"split": "train"}, "no clip to validate"),
+        ({"split": "val"}, "no clip to train"),
+        ({"train_ok": "0"}, "no clip to train"),
+    ],
+)
+def test_manifests_that_cannot_train_are_refused_before_a_clip_is_decoded(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, str], told: str
+) -> None:
+    monkeypatch.setattr("model.training.cache.build", no_decoding)
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row | change)
+
+    with pytest.raises(TrainingError, match=told):
+        train(settings_for(own, tmp_path / "run"))
+    if "train_ok" in change:
+        with pytest.raises(TrainingError, match=told):
+            cross_validate(settings_for(own, tmp_path / "run"), 2)
+
+
+def clip_of(source: str, *labels: float | None, split: str = "train") -> Clip:
+    return Clip(source, Path(), split, True, source, labels, ("",) * len(labels))
+
+
+VAL = [clip_of("v", 1.0, 1.0, split="val"), clip_of("w", 0.0, 0.0, split="val")]
+
+
+def test_a_tag_that_nothing_teaches_is_refused_and_one_of_a_single_class_is_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = settings_for(tmp_path, tmp_path)
+
+    with pytest.raises(TrainingError, match="no clip that trains has a label of 'drone'"):
+        check_clips(settings, [clip_of("a", 1.0, None), clip_of("b", 0.0, None), *VAL])
+    warn_of_one_class(settings, [clip_of("a", 1.0, 1.0), clip_of("b", 0.0, 1.0)])
+
+    assert "all clips that train have drone" in caplog.text
+    assert "beat" not in caplog.text
+
+
+def test_a_soft_label_of_one_half_is_a_yes(tmp_path: Path) -> None:
+    val = [clip_of("v", 0.5, 0.9, split="val"), clip_of("w", 0.1, 0.2, split="val")]
+
+    check_clips(settings_for(tmp_path, tmp_path), [clip_of("a", 1.0, 0.5), *val])
+
+
+def test_a_part_of_a_mix_on_the_other_side_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    warn_of_shared_sources([clip_of("voice + band")], [clip_of("band"), clip_of("other")])
+
+    assert "1 sources are in both `train` and `val`" in caplog.text
+    assert caplog.text.rstrip().endswith("band")
+
+
+def test_a_fold_follows_its_rows_its_file_and_the_names_of_clips(manifest: Path, tmp_path: Path) -> None:
+    names = {"3": "file", "4": "allow_pickle", "5": "run"}
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row | {"id": names.get(row["id"], row["id"])})
+    settings = settings_for(own, tmp_path / "cv", steps=1, batch=2)
+    told = cross_validate(settings, 2).read_text()
+    kept = tmp_path / "cv" / "fold-1" / "logits.npz"
+
+    kept.write_bytes(kept.read_bytes()[:100])
+    assert cross_validate(settings, 2).read_text() == told
+
+    lines = own.read_text().splitlines()
+    own.write_text("\n".join(lines[:-1]))
+    fewer = rows_of(cross_validate(settings, 2))
+    assert {row["id"] for row in fewer} == {line.split(",")[0] for line in lines[1:-1]}
+
+    with pytest.raises(TrainingError, match="different: tags"):
+        cross_validate(replace(settings, tags=("drone", "beat")), 2)
+
+
+def test_folds_whose_clips_cannot_be_read_are_told(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "none.flac").write_bytes(b"no music")
+    own = with_rows(
+        manifest,
+        tmp_path / "own.csv",
+        lambda row: row if row["id"] in ("0", "1") else row | {"file": str(tmp_path / "none.flac")},
+    )
+
+    with pytest.raises(TrainingError, match="--folds 3: choose 2 to 2"):
+        cross_validate(settings_for(own, tmp_path / "cv"), 3)
 
 
 def test_a_run_that_was_stopped_resumes_to_the_same_weights(manifest: Path, tmp_path: Path) -> None:
@@ -367,7 +562,10 @@ def test_a_clip_that_is_missing_is_left_out_and_nothing_but_those_is_nothing_to_
     some = settings_for(
         own_manifest(tmp_path / "x", {"a": missing, "b": there}), tmp_path / "x", tags=("beat",)
     )
-    none = settings_for(own_manifest(tmp_path / "y", {"a": missing}), tmp_path / "y", tags=("beat",))
+    own = tmp_path / "own.csv"
+    val = [f"{number},{manifest.parent}/{number}.flac,val,{number}" for number in (0, 1)]
+    own.write_text("\n".join(["id,file,split,beat", f"a,{missing},train,1", *val]))
+    none = settings_for(own, tmp_path / "y", tags=("beat",))
 
     assert [clip.id for clip in prepare(some).clips] == ["b"]
     missing.symlink_to(there)
@@ -375,6 +573,43 @@ def test_a_clip_that_is_missing_is_left_out_and_nothing_but_those_is_nothing_to_
     missing.unlink()
     with pytest.raises(TrainingError, match="no clip to train on"):
         train(none)
+
+
+def test_a_clip_that_was_repaired_is_decoded_again_and_what_is_left_out_is_told_each_time(
+    manifest: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(b"no music")
+    own = own_manifest(tmp_path / "x", {"a": clip, "b": manifest.parent / "0.flac"})
+    settings = settings_for(own, tmp_path / "x", tags=("beat",))
+
+    told = []
+    for _ in range(2):
+        assert [found.id for found in prepare(settings).clips] == ["b"]
+        told.append(capfd.readouterr().err)
+    clip.write_bytes((manifest.parent / "1.flac").read_bytes())
+
+    assert all(f"{clip}: left out" in text for text in told)
+    assert [found.id for found in prepare(settings).clips] == ["a", "b"]
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    script = (
+        "import multiprocessing, time\n"
+        "from concurrent.futures import ProcessPoolExecutor\n"
+        "from model.training import cache\n"
+        "context = multiprocessing.get_context('spawn')\n"
+        "pool = ProcessPoolExecutor(1, context, initializer=cache._hire, initargs=(None,))\n"
+        "pool.submit(print, 'hired', flush=True)\n"
+        "time.sleep(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "hired\n"
+
+        parent.kill()
+
+        parent.communicate(timeout=60)  # ends when nobody holds the other end of its output any more
 
 
 def test_sources_on_both_sides_are_told(
@@ -572,13 +807,15 @@ def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_sour
     calibration, thresholds = read_calibration(predictions.with_name("calibration.json"), ("beat", "drone"))
     assert calibration.keys() == thresholds.keys() == {"beat", "drone"}
     for row in rows:  # one calibration for all folds: another a fold would shift them against each other
-        with np.load(predictions.parent / f"fold-{row['fold']}" / "logits.npz") as logits:
-            pooled = pool_logits(logits[row["id"]][:, 0], calibration["beat"].pooling)
+        with np.load(predictions.parent / f"fold-{row['fold']}" / "logits.npz") as kept:
+            windows = np.split(kept["logits"], kept["offsets"][1:])[kept["ids"].tolist().index(row["id"])]
+        pooled = pool_logits(windows[:, 0], calibration["beat"].pooling)
         assert float(row["beat"]) == pytest.approx(
             float(score(np.array(pooled), calibration["beat"])), abs=1e-5
         )
-    again = cross_validate(settings, 3)  # nothing is trained twice
-    assert again.read_text() == predictions.read_text()
+    told = predictions.read_text()
+    again = cross_validate(settings, 3, never)  # nothing is trained twice
+    assert again.read_text() == told
 
 
 def test_a_fold_that_was_stopped_goes_on_from_its_checkpoint(manifest: Path, tmp_path: Path) -> None:
@@ -661,6 +898,28 @@ def test_platt_scaling_finds_the_line_that_made_the_labels() -> None:
 
     assert scale == pytest.approx(0.5, abs=0.03)
     assert bias == pytest.approx(-1.0, abs=0.06)
+
+
+def test_a_tagger_worse_than_chance_is_not_turned_round_and_a_warning_names_the_tag(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    windows = [np.array([z]) for z in (-2.0, -1.0, -1.5, 1.0, 2.0, 1.5)]
+    labels = np.array([1, 1, 1, 0, 0, 0], np.float32)
+
+    calibration, _ = calibrate(windows, labels, "house")
+
+    scores = score(np.concatenate(windows), calibration)
+    assert calibration.scale > 0.0
+    assert scores[1] < scores[4]
+    assert scores.mean() == pytest.approx(0.5, abs=0.01)
+    assert "do not rank house" in caplog.text
+
+
+def test_a_soft_label_of_one_half_is_a_yes_for_the_threshold_too() -> None:
+    scores = np.array([0.1, 0.3, 0.6, 0.9])
+    labels = np.array([0.0, 0.0, 0.5, 0.5], np.float32)
+
+    assert best_f1_threshold(scores, labels) == pytest.approx(0.45)
 
 
 def test_the_threshold_is_that_of_best_f1_between_two_scores() -> None:

@@ -1,0 +1,184 @@
+"""Whether a training can start, and is the one that was stopped: checked before hours are spent."""
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from model.bundle import load_bundle
+from model.tagger import choose_device
+from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.material import read_soft_labels
+from model.training.teachers import word_lists
+from model.training.words import WORDS
+
+if TYPE_CHECKING:
+    from model.training.train import TrainSettings
+
+logger = logging.getLogger(__name__)
+
+SEEDS: Final = 2**32
+"""How many seeds there are: of each and a step, one is made that PyTorch takes."""
+KEPT: Final = ("tags", "seed", "steps", "batch", "learning_rate")
+"""Settings without which a run that was stopped cannot go on."""
+
+
+class TrainingError(ValueError):
+    """Training that cannot start or go on; the message says what to do."""
+
+
+def check_settings(settings: "TrainSettings") -> list[Clip]:
+    """Check all but the clips' labels, and give the clips of all manifests.
+
+    Raises:
+        TrainingError: a number is out of range, settings contradict each other, or the teachers are missing.
+        ManifestError: a manifest or the soft labels cannot be used.
+        DeviceError: there is no such device.
+        BundleError: the bundle to go on from cannot be used.
+    """
+    if not 0 <= settings.seed < SEEDS:
+        raise TrainingError(f"--seed {settings.seed}: choose 0 to {SEEDS - 1}")
+    if not 0.0 < settings.learning_rate < math.inf:
+        raise TrainingError(f"--learning-rate {settings.learning_rate}: choose more than 0, 0.002 say")
+    if settings.keep and settings.init is None:
+        raise TrainingError("--keep is a share of the bundle that --init names: give --init, too, or neither")
+    if (settings.teachers is None) != (settings.musicnn is None):
+        raise TrainingError("--teachers and --musicnn teach together: give both, or neither")
+    if settings.teachers is not None and settings.musicnn is not None:
+        _check_teachers(settings.teachers, settings.musicnn)
+    choose_device(settings.device)
+    if settings.init is not None:
+        load_bundle(settings.init)
+    clips = [clip for manifest in settings.manifests for clip in read_manifest(manifest, settings.tags)]
+    if settings.soft_labels is not None and not {clip.id for clip in clips} & set(
+        read_soft_labels(settings.soft_labels)[0]
+    ):
+        raise TrainingError(
+            f"{settings.soft_labels}: none of its ids is a clip's; write the ids as the manifest does"
+        )
+    return clips
+
+
+def _check_teachers(teachers: Path, musicnn: Path) -> None:
+    try:
+        word_lists(teachers)
+    except (OSError, ImportError, AttributeError, KeyError, SyntaxError) as error:
+        raise TrainingError(
+            f"--teachers {teachers}: cannot be used ({error}); give the folder of the public taggers, which"
+            " holds teach.py and yamnet_class_map.csv, and install what that imports"
+        ) from error
+    if not (musicnn / "musicnn").is_dir():
+        raise TrainingError(
+            f"--musicnn {musicnn}: holds no folder `musicnn`; give that of the unpacked wheel"
+        )
+
+
+def may_train(settings: "TrainSettings", clip: Clip) -> bool:
+    """Whether a clip may train, by its licence."""
+    return clip.train_ok or not settings.train_ok_only
+
+
+def check_clips(settings: "TrainSettings", clips: Sequence[Clip]) -> None:
+    """Check that the splits `train` and `val` can train and choose.
+
+    Raises:
+        TrainingError: a split is empty, or a tag is unknown in `train` or not told apart in `val`.
+    """
+    learn = [clip for clip in clips if clip.split == "train" and may_train(settings, clip)]
+    held_out = [clip for clip in clips if clip.split == "val" and set(clip.labels) != {None}]
+    _check_any(learn)
+    if not held_out:
+        raise TrainingError(
+            "no clip to validate with: give some rows, of sources of their own, the split `val`"
+        )
+    for column, tag in enumerate(settings.tags):
+        if len(classes(held_out, column)) < 2:
+            raise TrainingError(f"the split `val` needs clips with and without {tag!r}")
+    check_learnt(settings, learn)
+
+
+def _check_any(learn: Iterable[Clip]) -> None:
+    if all(label is None for clip in learn for label in clip.labels):
+        raise TrainingError(
+            "no clip to train on: the manifests need rows of split `train` with a label (and train_ok 1)"
+        )
+
+
+def check_learnt(settings: "TrainSettings", learn: Sequence[Clip]) -> None:
+    """Check that there is something to learn of each tag from these clips.
+
+    Raises:
+        TrainingError: there is none.
+    """
+    _check_any(learn)
+    for column, tag in enumerate(settings.tags):
+        if not classes(learn, column) and not _has_words(settings, tag):
+            raise TrainingError(
+                f"no clip that trains has a label of {tag!r}: write 1 or 0 for some of them, or leave the tag"
+                " out of --tags"
+            )
+
+
+def warn_of_one_class(settings: "TrainSettings", learn: Sequence[Clip]) -> None:
+    """Tell of tags that these clips teach only the yes or only the no of."""
+    for column, tag in enumerate(settings.tags):
+        found = classes(learn, column)
+        if len(found) == 1 and not _has_words(settings, tag):
+            logger.warning(
+                "all clips that train %s %s, so the network cannot learn it: add some that %s",
+                *(("have", tag, "have not") if True in found else ("lack", tag, "have it")),
+            )
+
+
+def warn_of_shared_sources(learn: Iterable[Clip], held_out: Iterable[Clip]) -> None:
+    """Tell of sources, or parts of mixes, that are on both sides."""
+    if shared := _parts(learn) & _parts(held_out):
+        logger.warning(
+            "%d sources are in both `train` and `val`, so the tagger will look better than it is: %s",
+            len(shared),
+            ", ".join(sorted(shared)[:5]),
+        )
+
+
+def _parts(clips: Iterable[Clip]) -> set[str]:
+    return {part for clip in clips for part in clip.source.split(SOURCES)}
+
+
+def classes(clips: Iterable[Clip], column: int) -> set[bool]:
+    """Which of yes and no there is of a tag; a soft label is a yes from 0.5 on."""
+    return {label >= 0.5 for clip in clips if (label := clip.labels[column]) is not None}
+
+
+def _has_words(settings: "TrainSettings", tag: str) -> bool:
+    return settings.words and settings.teachers is not None and tag in WORDS
+
+
+def run_of(settings: "TrainSettings", clips: Iterable[Clip] = ()) -> dict[str, Any]:
+    """What a run that was stopped must have in common with that which goes on; the device need not be."""
+    rows = repr([(clip.id, clip.source, clip.labels) for clip in clips])
+    run = {name: getattr(settings, name) for name in KEPT} | {
+        "clips": hashlib.sha256(rows.encode()).hexdigest()
+    }
+    return dict(json.loads(json.dumps(run)))
+
+
+def check_run(path: Path, saved: str, run: Mapping[str, Any]) -> None:
+    """Check that what was saved is of this run.
+
+    Args:
+        path: where it was saved.
+        saved: `run_of` that run, as JSON; empty: by a version that did not tell.
+        run: `run_of` this one.
+
+    Raises:
+        TrainingError: it is of another.
+    """
+    former = json.loads(saved or "{}")
+    if differing := [name.replace("_", " ") for name, value in run.items() if former.get(name) != value]:
+        raise TrainingError(
+            f"{path} is of another run; name another --out, or remove it to start anew"
+            f" (different: {', '.join(differing)})"
+        )
