@@ -5,10 +5,11 @@ failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C ended it
 """
 
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
@@ -31,6 +32,7 @@ from rich.progress import (
 from rich.text import Text
 
 from app import __version__
+from app.files import unwritable, walk
 from app.output import ENDINGS, WIDE, Format, OutputError, origin_of, read_back, writer_of
 
 if TYPE_CHECKING:
@@ -246,19 +248,21 @@ def tag(
         _refuse(
             "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
         )
-    _check_places(out, m3u, undo_file)
+    notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+    files = walk(paths)
+    _check_places(form, out, m3u, notes if apply else None, files)
     if form is Format.CSV and windows and (m3u or write_tags):
         _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
     if watch and not (form.grows and any(path.is_dir() for path in paths)):
         _refuse("--watch needs a folder, and writes file by file: use --format jsonl or csv")
     with _extra("library"):
         _check_extras(form, write_tags)
+    if undo_file is not None:
+        _check_notes(undo_file)
     tagger = _load(weights, device, engine, threads)
     tags, thresholds = tagger.bundle.tags, _thresholds(threshold, tagger)
     origin = origin_of(tagger.bundle.sha256, start_s, duration_s)
-    notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
 
-    from app.files import walk
     from app.library import Library, Playlist
     from app.playlist import ExpressionError, parse_condition
     from app.prefetch import Listening
@@ -271,7 +275,6 @@ def tag(
         writer = writer_of(form, tags, origin, windows=windows, timeline=timeline, out=out)
     except (OutputError, ExpressionError, OSError) as error:
         _refuse(str(error))
-    files = walk(paths)
     hides_bar = form.grows and out is None and sys.stdout.isatty()
     with _files_progress(len(files), hidden=hides_bar or len(files) < 2) as (done, say):
         metadata = _metadata_writer(notes if apply else None, say, tags) if write_tags else None
@@ -691,15 +694,53 @@ def _check_extras(form: Format, write_tags: bool) -> None:
         import_module("mutagen")
 
 
-def _check_places(out: Path | None, m3u: Path | None, undo_file: Path | None) -> None:
+def _check_places(
+    form: Format, out: Path | None, m3u: Path | None, notes: Path | None, files: Sequence[Path]
+) -> None:
     """Refuse what would overwrite music, or fail only after everything was heard."""
     if m3u is not None and m3u.suffix.lower() not in (".m3u", ".m3u8"):
         _refuse(f"--m3u {m3u}: a playlist's name ends in .m3u or .m3u8")
-    if undo_file is not None and undo_file.suffix.lower() != ".jsonl":
-        _refuse(f"--undo-file {undo_file}: its name must end in .jsonl")
-    for path in (out, m3u, undo_file):
-        if path is not None and not path.absolute().parent.is_dir():
+    if notes is not None and notes.suffix.lower() != ".jsonl":
+        _refuse(f"--undo-file {notes}: its name must end in .jsonl")
+    named = {"--out": out, "--m3u": m3u, "--undo-file": notes}
+    places = {option: path for option, path in named.items() if path is not None}
+    if len({os.path.realpath(path) for path in places.values()}) < len(places):
+        _refuse(f"{', '.join(places)}: each needs a file of its own")
+    for option, path in places.items():
+        if not os.path.isdir(path.absolute().parent):  # noqa: PTH112 - is_dir() raises if it may not look
             _refuse(f"{path}: there is no folder {path.parent}; make it first")
+        if _is_one_of(files, path):
+            _refuse(f"{option} {path}: one of the files to be tagged, which it would overwrite; name another")
+        is_replaced = option == "--m3u" or (option == "--out" and not form.grows)
+        if reason := unwritable(path, is_replaced=is_replaced):
+            _refuse(f"{option} {path}: cannot be written: {reason}")
+    # What grows is read before it is written to, and refused if it is not ours.
+    if out is not None and not form.grows and out.suffix.lower() not in ENDINGS and out.is_file():
+        _refuse(
+            f"--out {out}: is there, and may be something else than scores: name a new one, or one in"
+            f" {', '.join(ENDINGS)}"
+        )
+
+
+def _is_one_of(files: Sequence[Path], path: Path) -> bool:
+    """Whether a path leads to one of the files, by whatever links."""
+    with suppress(OSError):
+        found = path.stat()
+        for file in files:
+            with suppress(OSError):
+                if os.path.samestat(found, file.stat()):
+                    return True
+    return False
+
+
+def _check_notes(undo_file: Path) -> None:
+    """Refuse a file to which no note can be added, as nobody could undo by it any more."""
+    from app.metadata import MetadataError, check_notes
+
+    try:
+        check_notes(undo_file)
+    except (MetadataError, OSError) as error:
+        _refuse(f"--undo-file: {error}; name a new file")
 
 
 def _metadata_writer(notes: Path | None, say: Callable[[str], None], tags: Sequence[str]) -> "MetadataWriter":

@@ -1,5 +1,6 @@
 """Files of a music library: which there are, whether one changed, which are new, and how one is replaced."""
 
+import errno
 import os
 import shutil
 import stat
@@ -186,6 +187,26 @@ def write_whole(path: Path, data: bytes) -> None:
         if not path.exists():
             scratch.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
         scratch.write_bytes(data)
+
+
+def unwritable(path: Path, *, is_replaced: bool) -> str:
+    """Why a file could not be written now, in the system's words; empty if it could.
+
+    `is_replaced`: another file takes its place, for which its folder must be writable.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        needed, access = target.parent, os.W_OK | os.X_OK
+    except OSError as error:
+        return error.strerror or str(error)
+    else:
+        if stat.S_ISDIR(mode):
+            return os.strerror(errno.EISDIR)
+        is_replaced = is_replaced and stat.S_ISREG(mode)
+        needed, access = (target.parent, os.W_OK | os.X_OK) if is_replaced else (target, os.W_OK)
+    return "" if os.access(needed, access) else os.strerror(errno.EACCES)
 
 
 def append(path: Path, data: bytes, *, durable: bool = False) -> None:

@@ -121,9 +121,7 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
         MetadataError: `notes` is not what `--apply` writes.
         OSError: it cannot be read.
     """
-    lines = notes.read_bytes().split(b"\n")[:-1]  # a line that was cut off belongs to no change
-    rows = [_read_note(notes, line) for line in lines]
-    for path, before, had_metadata in reversed(rows):
+    for path, before, had_metadata in reversed(_read_notes(notes)[0]):
         try:
             with _failures(), replacing(path) as scratch:
                 shutil.copyfile(path, scratch)
@@ -132,6 +130,26 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
             yield path, error
         else:
             yield path, None
+
+
+def check_notes(notes: Path) -> None:
+    """See to it that notes can be added to a file, if there is one.
+
+    Raises:
+        MetadataError: it is not what `--apply` writes, or its end was cut off.
+        OSError: it cannot be read.
+    """
+    if not notes.exists():
+        return
+    _, torn = _read_notes(notes)
+    if torn:
+        raise MetadataError(f"the last line of {notes} was cut off")
+
+
+def _read_notes(notes: Path) -> tuple[list[tuple[Path, Values, bool]], bytes]:
+    """What every line says, and the beginning of a line that was cut off: it belongs to no change."""
+    *lines, torn = notes.read_bytes().split(b"\n")
+    return [_read_note(notes, line) for line in lines], torn
 
 
 def _read_note(notes: Path, line: bytes) -> tuple[Path, Values, bool]:
