@@ -32,7 +32,7 @@ from rich.progress import (
 from rich.text import Text
 
 from app import __version__
-from app.files import unwritable, walk
+from app.files import is_folder, unwritable, walk
 from app.output import ENDINGS, WIDE, Format, OutputError, origin_of, read_back, writer_of
 
 if TYPE_CHECKING:
@@ -253,7 +253,7 @@ def tag(
     _check_places(form, out, m3u, notes if apply else None, files)
     if form is Format.CSV and windows and (m3u or write_tags):
         _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
-    if watch and not (form.grows and any(path.is_dir() for path in paths)):
+    if watch and not (form.grows and any(is_folder(path) for path in paths)):
         _refuse("--watch needs a folder, and writes file by file: use --format jsonl or csv")
     with _extra("library"):
         _check_extras(form, write_tags)
@@ -294,7 +294,7 @@ def tag(
             writer.close()
         if is_complete and watch:
             typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
-            _until_interrupted(lambda: library.watch([path for path in paths if path.is_dir()]))
+            _until_interrupted(lambda: library.watch([path for path in paths if is_folder(path)]))
     if metadata is not None and metadata.changes:
         typer.echo(_told_of_changes(metadata.changes, notes if apply else None), err=True)
     if not is_complete:
@@ -707,7 +707,7 @@ def _check_places(
     if len({os.path.realpath(path) for path in places.values()}) < len(places):
         _refuse(f"{', '.join(places)}: each needs a file of its own")
     for option, path in places.items():
-        if not os.path.isdir(path.absolute().parent):  # noqa: PTH112 - is_dir() raises if it may not look
+        if not is_folder(path.absolute().parent):
             _refuse(f"{path}: there is no folder {path.parent}; make it first")
         if _is_one_of(files, path):
             _refuse(f"{option} {path}: one of the files to be tagged, which it would overwrite; name another")

@@ -1,6 +1,7 @@
 """`music-tagger tag` over a library: interrupted, gone on with, watched, led on to playlists and metadata."""
 
 import csv
+import errno
 import json
 import os
 import pty
@@ -457,6 +458,50 @@ def test_a_folder_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: py
     finally:
         os.seteuid(root)
         (tmp_path / "closed").chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    ("path", "told"),
+    [("a" * 300 + ".mp3", "File name too long"), ("half-closed/song.mp3", "Permission denied")],
+)
+@pytest.mark.parametrize("form", ["jsonl", "table"])
+def test_what_nobody_may_look_at_fails_and_does_not_stop_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: str, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.wav").write_bytes(tune(2))
+    look = os.stat
+
+    def refuse(place: str | Path, **options: bool) -> os.stat_result:
+        if "half-closed" in str(place):  # root may look everywhere
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look(place, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+
+    result = tag(path, "good.wav", "--format", form)
+
+    assert result.exit_code == 1
+    assert f"{path}: {told}" in result.stderr
+    assert "good.wav" in result.stdout
+
+
+def test_files_of_a_folder_that_tells_but_their_names_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.mp3", "cover.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "nowhere.mp3").symlink_to("gone.mp3")
+    look = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "a.mp3":
+            raise PermissionError
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+
+    assert [path.name for path in files_below(tmp_path)] == ["a.mp3"]
 
 
 @pytest.mark.parametrize(
