@@ -276,16 +276,25 @@ def test_undo_tells_which_file_is_gone_and_does_the_rest(clip: Path, tmp_path: P
     assert "No such file" in str(error)
 
 
-def test_undo_goes_on_after_a_file_that_nobody_can_read(clip: Path, tmp_path: Path) -> None:
-    notes, streamed = tmp_path / "undo.jsonl", tmp_path / "streamed.wav"
+def test_undo_goes_on_after_a_file_that_nobody_can_read(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, odd, read = tmp_path / "undo.jsonl", tmp_path / "streamed.odd", mutagen.File
     MetadataWriter(notes, print).write(heard(clip))
-    streamed.write_bytes(b"RIFF\xff\xff\xff\xffWAVEfmt ")
-    bad = json.dumps({"path": str(streamed), "before": {}, "had_metadata": True})
+    odd.write_bytes(b"music")
+    bad = json.dumps({"path": str(odd), "before": {}, "had_metadata": True})
     notes.write_text(f"{notes.read_text()}{bad}\n")
+
+    def fail(path: Path) -> object:
+        if path.suffix == ".odd":
+            raise struct.error("short")
+        return read(path)
+
+    monkeypatch.setattr(mutagen, "File", fail)
 
     (first, error), second = undo(notes)
 
-    assert [first, second] == [streamed, (clip, None)]
+    assert [first, second] == [odd, (clip, None)]
     assert "cannot be changed" in str(error)
 
 
