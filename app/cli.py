@@ -6,6 +6,7 @@ failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C ended it
 
 import io
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ from rich.progress import (
     track,
 )
 from rich.text import Text
+from typer.core import TyperCommand
 
 from app import __version__
 from app.files import is_folder, unwritable, walk
@@ -138,7 +140,17 @@ def serve(
     raise typer.Exit(run(settings))
 
 
-@cli.command(epilog=TAG_EXIT_CODES)
+class _NothingEmpty(TyperCommand):
+    """Refuses empty arguments: `tag "$MUSIC"` with no such variable would hear the working folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - of Typer's private Click
+        """Take what was typed, before an empty path becomes the working folder."""
+        if "" in args:
+            _refuse("an argument is empty: leave it out, or say what is meant (the working folder is .)")
+        return super().parse_args(ctx, args)
+
+
+@cli.command(cls=_NothingEmpty, epilog=TAG_EXIT_CODES)
 def tag(
     paths: Annotated[
         list[Path], typer.Argument(help="Files and folders; folders are walked, hidden files skipped.")
@@ -244,6 +256,8 @@ def tag(
         _refuse("--timeline is drawn in the table, in place of --windows; other formats have --windows")
     if where is not None and m3u is None:
         _refuse("--where chooses what a playlist takes: name the playlist with --m3u FILE.m3u8")
+    if where is not None and not where.strip():
+        _refuse("--where is empty: say what the playlist takes ('pop and not vocal'), or leave it out")
     if (apply or undo_file) and not (write_tags and apply):
         _refuse(
             "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
@@ -268,7 +282,8 @@ def tag(
     from app.prefetch import Listening
 
     try:
-        playlist = Playlist(m3u, parse_condition(where, tags) if where else lambda _: True) if m3u else None
+        condition = (lambda _: True) if where is None else parse_condition(where, tags)
+        playlist = Playlist(m3u, condition) if m3u else None
         earlier = (
             read_back(form, out, tags, thresholds, origin, windows=windows) if out and form.grows else {}
         )
@@ -780,7 +795,8 @@ def _way_to_go_on(form: Format, out: Path | None) -> str:
 def _told_of_changes(changes: int, notes: Path | None) -> str:
     if notes is None:
         return f"Nothing was written; --write-tags --apply would change {changes} files."
-    return f"Changed: {changes} files; `music-tagger undo {notes}` brings back what was there."
+    command = f"music-tagger undo {shlex.quote(str(notes))}"
+    return f"Changed: {changes} files; `{command}` brings back what was there."
 
 
 class _Rate(ProgressColumn):

@@ -128,7 +128,10 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
         MetadataError: `notes` is not what `--apply` writes.
         OSError: it cannot be read.
     """
-    for path, before, had_metadata in reversed(_read_notes(notes)[0]):
+    changes, _ = _read_notes(notes)
+    if not changes:
+        raise _no_undo_file(notes)
+    for path, before, had_metadata in reversed(changes):
         try:
             with _failures(), replacing(path) as scratch:
                 shutil.copyfile(path, scratch)
@@ -165,7 +168,11 @@ def _read_note(notes: Path, line: bytes) -> tuple[Path, Values, bool]:
         before = {str(field): value for field, value in row["before"].items()}
         return Path(row["path"]), before, bool(row["had_metadata"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MetadataError(f"{notes} is no undo file of music-tagger tag --apply") from error
+        raise _no_undo_file(notes) from error
+
+
+def _no_undo_file(notes: Path) -> MetadataError:
+    return MetadataError(f"{notes} is no undo file of music-tagger tag --apply")
 
 
 def _check_values(path: Path, wanted: Values) -> None:

@@ -294,6 +294,15 @@ def test_what_could_not_be_written_is_not_told_as_changed(music: Path, tmp_path:
     assert {path: path.read_bytes() for path in music.iterdir()} == before
 
 
+def test_the_way_back_can_be_typed_as_it_is_told(tmp_path: Path) -> None:
+    clip, notes = tmp_path / "song.wav", tmp_path / "my notes.jsonl"
+    clip.write_bytes(tune(2))
+
+    result = tag(clip, "--write-tags", "--apply", "--undo-file", notes)
+
+    assert f"`music-tagger undo '{notes}'` brings" in result.stderr
+
+
 def test_timeline_is_drawn_a_block_a_window(tmp_path: Path) -> None:
     clip = tmp_path / "long.wav"
     clip.write_bytes(tune(17))
@@ -339,6 +348,9 @@ def test_watch_tags_what_appears_until_ctrl_c(music: Path, tmp_path: Path, song:
         (["--timeline", "--format", "json"], "drawn in the table"),
         (["--where", "pop"], "name the playlist with --m3u"),
         (["--m3u", "a.m3u8", "--where", "pop and rock"], "no tag 'rock'"),
+        (["--m3u", "a.m3u8", "--where", " "], "--where is empty"),
+        (["--m3u", "a.m3u8", "--where", ""], "an argument is empty"),
+        ([""], "an argument is empty"),
         (["--m3u", "song.opus"], "ends in .m3u or .m3u8"),
         (["--write-tags", "--apply", "--undo-file", "song.opus"], "end in .jsonl"),
         (["--out", "nowhere/a.jsonl"], "no folder nowhere"),

@@ -363,8 +363,9 @@ def test_a_change_that_does_not_last_is_not_made(
     assert sorted(path.name for path in tmp_path.iterdir()) == [flac.name]
 
 
-def test_undo_refuses_another_file(tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text('{"path": "a.mp3"}\n')
+@pytest.mark.parametrize("text", ['{"path": "a.mp3"}\n', "", '{"path": "cut o'])
+def test_undo_refuses_another_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notes").write_text(text)
 
     with pytest.raises(MetadataError, match="no undo file"):
         list(undo(tmp_path / "notes"))
