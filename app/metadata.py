@@ -149,7 +149,7 @@ def check_notes(notes: Path) -> None:
         MetadataError: it is not what `--apply` writes, or its end was cut off.
         OSError: it cannot be read.
     """
-    if not notes.exists():
+    if not notes.is_file():  # a device has nothing to be read, or no end
         return
     _, torn = _read_notes(notes)
     if torn:
