@@ -5,10 +5,12 @@ failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C ended it
 """
 
 import io
+import os
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
@@ -29,8 +31,10 @@ from rich.progress import (
     track,
 )
 from rich.text import Text
+from typer.core import TyperCommand
 
 from app import __version__
+from app.files import is_folder, unwritable, walk
 from app.output import ENDINGS, WIDE, Format, OutputError, origin_of, read_back, writer_of
 
 if TYPE_CHECKING:
@@ -136,7 +140,17 @@ def serve(
     raise typer.Exit(run(settings))
 
 
-@cli.command(epilog=TAG_EXIT_CODES)
+class _NothingEmpty(TyperCommand):
+    """Refuses empty arguments: `tag "$MUSIC"` with no such variable would hear the working folder."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - of Typer's private Click
+        """Take what was typed, before an empty path becomes the working folder."""
+        if "" in args:
+            _refuse("an argument is empty: leave it out, or say what is meant (the working folder is .)")
+        return super().parse_args(ctx, args)
+
+
+@cli.command(cls=_NothingEmpty, epilog=TAG_EXIT_CODES)
 def tag(
     paths: Annotated[
         list[Path], typer.Argument(help="Files and folders; folders are walked, hidden files skipped.")
@@ -242,36 +256,40 @@ def tag(
         _refuse("--timeline is drawn in the table, in place of --windows; other formats have --windows")
     if where is not None and m3u is None:
         _refuse("--where chooses what a playlist takes: name the playlist with --m3u FILE.m3u8")
+    if where is not None and not where.strip():
+        _refuse("--where is empty: say what the playlist takes ('pop and not vocal'), or leave it out")
     if (apply or undo_file) and not (write_tags and apply):
         _refuse(
             "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
         )
-    _check_places(out, m3u, undo_file)
+    notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
+    files = walk(paths)
+    _check_places(form, out, m3u, notes if apply else None, files)
     if form is Format.CSV and windows and (m3u or write_tags):
         _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
-    if watch and not (form.grows and any(path.is_dir() for path in paths)):
+    if watch and not (form.grows and any(is_folder(path) for path in paths)):
         _refuse("--watch needs a folder, and writes file by file: use --format jsonl or csv")
     with _extra("library"):
         _check_extras(form, write_tags)
+    if undo_file is not None:
+        _check_notes(undo_file)
     tagger = _load(weights, device, engine, threads)
     tags, thresholds = tagger.bundle.tags, _thresholds(threshold, tagger)
     origin = origin_of(tagger.bundle.sha256, start_s, duration_s)
-    notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
 
-    from app.files import walk
     from app.library import Library, Playlist
     from app.playlist import ExpressionError, parse_condition
     from app.prefetch import Listening
 
     try:
-        playlist = Playlist(m3u, parse_condition(where, tags) if where else lambda _: True) if m3u else None
+        condition = (lambda _: True) if where is None else parse_condition(where, tags)
+        playlist = Playlist(m3u, condition) if m3u else None
         earlier = (
             read_back(form, out, tags, thresholds, origin, windows=windows) if out and form.grows else {}
         )
         writer = writer_of(form, tags, origin, windows=windows, timeline=timeline, out=out)
     except (OutputError, ExpressionError, OSError) as error:
         _refuse(str(error))
-    files = walk(paths)
     hides_bar = form.grows and out is None and sys.stdout.isatty()
     with _files_progress(len(files), hidden=hides_bar or len(files) < 2) as (done, say):
         metadata = _metadata_writer(notes if apply else None, say, tags) if write_tags else None
@@ -291,7 +309,7 @@ def tag(
             writer.close()
         if is_complete and watch:
             typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
-            _until_interrupted(lambda: library.watch([path for path in paths if path.is_dir()]))
+            _until_interrupted(lambda: library.watch([path for path in paths if is_folder(path)]))
     if metadata is not None and metadata.changes:
         typer.echo(_told_of_changes(metadata.changes, notes if apply else None), err=True)
     if not is_complete:
@@ -694,15 +712,53 @@ def _check_extras(form: Format, write_tags: bool) -> None:
         import_module("mutagen")
 
 
-def _check_places(out: Path | None, m3u: Path | None, undo_file: Path | None) -> None:
+def _check_places(
+    form: Format, out: Path | None, m3u: Path | None, notes: Path | None, files: Sequence[Path]
+) -> None:
     """Refuse what would overwrite music, or fail only after everything was heard."""
     if m3u is not None and m3u.suffix.lower() not in (".m3u", ".m3u8"):
         _refuse(f"--m3u {m3u}: a playlist's name ends in .m3u or .m3u8")
-    if undo_file is not None and undo_file.suffix.lower() != ".jsonl":
-        _refuse(f"--undo-file {undo_file}: its name must end in .jsonl")
-    for path in (out, m3u, undo_file):
-        if path is not None and not path.absolute().parent.is_dir():
+    if notes is not None and notes.suffix.lower() != ".jsonl":
+        _refuse(f"--undo-file {notes}: its name must end in .jsonl")
+    named = {"--out": out, "--m3u": m3u, "--undo-file": notes}
+    places = {option: path for option, path in named.items() if path is not None}
+    if len({os.path.realpath(path) for path in places.values()}) < len(places):
+        _refuse(f"{', '.join(places)}: each needs a file of its own")
+    for option, path in places.items():
+        if not is_folder(path.absolute().parent):
             _refuse(f"{path}: there is no folder {path.parent}; make it first")
+        if _is_one_of(files, path):
+            _refuse(f"{option} {path}: one of the files to be tagged, which it would overwrite; name another")
+        is_replaced = option == "--m3u" or (option == "--out" and not form.grows)
+        if reason := unwritable(path, is_replaced=is_replaced):
+            _refuse(f"{option} {path}: cannot be written: {reason}")
+    # What grows is read before it is written to, and refused if it is not ours.
+    if out is not None and not form.grows and out.suffix.lower() not in ENDINGS and out.is_file():
+        _refuse(
+            f"--out {out}: is there, and may be something else than scores: name a new one, or one in"
+            f" {', '.join(ENDINGS)}"
+        )
+
+
+def _is_one_of(files: Sequence[Path], path: Path) -> bool:
+    """Whether a path leads to one of the files, by whatever links."""
+    with suppress(OSError):
+        found = path.stat()
+        for file in files:
+            with suppress(OSError):
+                if os.path.samestat(found, file.stat()):
+                    return True
+    return False
+
+
+def _check_notes(undo_file: Path) -> None:
+    """Refuse a file to which no note can be added, as nobody could undo by it any more."""
+    from app.metadata import MetadataError, check_notes
+
+    try:
+        check_notes(undo_file)
+    except (MetadataError, OSError) as error:
+        _refuse(f"--undo-file: {error}; name a new file")
 
 
 def _metadata_writer(notes: Path | None, say: Callable[[str], None], tags: Sequence[str]) -> "MetadataWriter":
@@ -742,7 +798,8 @@ def _way_to_go_on(form: Format, out: Path | None) -> str:
 def _told_of_changes(changes: int, notes: Path | None) -> str:
     if notes is None:
         return f"Nothing was written; --write-tags --apply would change {changes} files."
-    return f"Changed: {changes} files; `music-tagger undo {notes}` brings back what was there."
+    command = f"music-tagger undo {shlex.quote(str(notes))}"
+    return f"Changed: {changes} files; `{command}` brings back what was there."
 
 
 class _Rate(ProgressColumn):

@@ -1,5 +1,6 @@
 """Files of a music library: which there are, whether one changed, which are new, and how one is replaced."""
 
+import errno
 import os
 import shutil
 import stat
@@ -82,7 +83,7 @@ def key_of(path: str | Path) -> str:
 def files_below(path: Path) -> list[Path]:
     """List what may be music below a folder in a stable order, without hidden files.
 
-    A folder that cannot be read stands for itself, to be told of.
+    What cannot be read or looked at stands for itself, to be told of.
     """
     found: list[Path] = []
 
@@ -92,13 +93,28 @@ def files_below(path: Path) -> list[Path]:
     for folder, folders, names in os.walk(path, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        found += [file for file in files if file.suffix.lower() not in COMPANIONS and file.is_file()]
+        found += [file for file in files if file.suffix.lower() not in COMPANIONS and _may_be_file(file)]
     return found
+
+
+def _may_be_file(path: Path) -> bool:
+    """Also a path that nobody may look at: a folder may let us read its names and no more."""
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except FileNotFoundError:  # gone, or a link that leads nowhere
+        return False
+    except OSError:
+        return True
+
+
+def is_folder(path: Path) -> bool:
+    """Path.is_dir raises where we may not look."""
+    return os.path.isdir(path)  # noqa: PTH112
 
 
 def walk(paths: Iterable[Path]) -> list[Path]:
     """The files of all folders; a file stands for itself, and so does a folder without any, to be told of."""
-    found = [file for path in paths for file in (path.is_dir() and files_below(path)) or [path]]
+    found = [file for path in paths for file in (is_folder(path) and files_below(path)) or [path]]
     return list(dict.fromkeys(found))
 
 
@@ -186,6 +202,26 @@ def write_whole(path: Path, data: bytes) -> None:
         if not path.exists():
             scratch.chmod(0o666 & ~_umask())  # a temporary file is its owner's alone
         scratch.write_bytes(data)
+
+
+def unwritable(path: Path, *, is_replaced: bool) -> str:
+    """Why a file could not be written now, in the system's words; empty if it could.
+
+    `is_replaced`: another file takes its place, for which its folder must be writable.
+    """
+    target = Path(os.path.realpath(path))
+    try:
+        mode = target.stat().st_mode
+    except FileNotFoundError:
+        needed, access = target.parent, os.W_OK | os.X_OK
+    except OSError as error:
+        return error.strerror or str(error)
+    else:
+        if stat.S_ISDIR(mode):
+            return os.strerror(errno.EISDIR)
+        is_replaced = is_replaced and stat.S_ISREG(mode)
+        needed, access = (target.parent, os.W_OK | os.X_OK) if is_replaced else (target, os.W_OK)
+    return "" if os.access(needed, access) else os.strerror(errno.EACCES)
 
 
 def append(path: Path, data: bytes, *, durable: bool = False) -> None:

@@ -53,6 +53,7 @@ def create_app(
         on_failure: called, from any thread, when the service cannot recover.
     """
     state = State(settings or Settings(), on_failure)
+    state.tagger = tagger
     app: FastAPI = FastAPIOffline(
         title="music-tagger",
         version=__version__,
@@ -62,7 +63,7 @@ def create_app(
         servers=openapi.SERVERS,
         openapi_tags=openapi.TAGS,
         generate_unique_id_function=openapi.operation_id,
-        lifespan=_lifespan_of(state, tagger),
+        lifespan=_lifespan_of(state),
         redirect_slashes=False,
         telemetry=TELEMETRY,
     )
@@ -74,26 +75,26 @@ def create_app(
     app.include_router(page.router)
     app.mount("/web", page.files)
     _surround(app, state)
-    openapi.describe(app, with_key=bool(state.settings.api_keys), bundle=_bundle_of(state, tagger))
+    openapi.describe(app, with_key=bool(state.settings.api_keys), bundle=_bundle_of(state))
     return app
 
 
-def _bundle_of(state: State, tagger: Tagger | None) -> Callable[[], Bundle | None]:
+def _bundle_of(state: State) -> Callable[[], Bundle | None]:
     """Give a function that tells which bundle is served, as soon as that is known."""
 
     def bundle() -> Bundle | None:
-        known = state.loaded.tagger if state.loaded else tagger
+        known = state.loaded.tagger if state.loaded else state.tagger
         return known.bundle if known else None
 
     return bundle
 
 
-def _lifespan_of(state: State, tagger: Tagger | None) -> Callable[[FastAPI], Any]:
+def _lifespan_of(state: State) -> Callable[[FastAPI], Any]:
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         settings = state.settings
         logs.configure(settings.log_level)
-        loaded = tagger
+        loaded = state.tagger
         if loaded is None:
             loaded = await asyncio.to_thread(
                 Tagger.load, settings.weights, settings.device, settings.engine, settings.threads

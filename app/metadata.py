@@ -6,15 +6,15 @@ can harm it; its former values are noted before, so that `undo` brings them back
 """
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import mutagen
-from mutagen import MutagenError
 from mutagen.aiff import AIFF
 from mutagen.flac import FLAC
 from mutagen.id3 import ID3, TXXX, Encoding, ParseID3v1
@@ -35,6 +35,10 @@ NONE: Final = "none"
 """What MUSIC_TAGGER_TAGS says where no tag is present: ID3 cannot hold an empty text."""
 MP4_PREFIX: Final = "----:com.apple.iTunes:"
 ID3V1_BYTES: Final = 128
+FORM_BYTES: Final = 12
+BYTE_ORDERS: Final[Mapping[bytes, Literal["little", "big"]]] = {b"RIFF": "little", b"FORM": "big"}
+SOUND: Final = (b"data", b"SSND")
+"""The chunk that holds the sound, in WAV and in AIFF."""
 
 Values = Mapping[str, Sequence[str] | None]
 """A field's values, or None where there is no such field."""
@@ -91,10 +95,13 @@ class MetadataWriter:
             if self._undo is None:
                 self.changes += 1
                 return False
-            self._note({"path": str(path.absolute()), "before": before, "had_metadata": metadata.is_there})
             with replacing(path) as scratch:
                 shutil.copyfile(path, scratch)
                 change(scratch, wanted)
+                _check_values(scratch, wanted)
+                # Only now, as undo must find no change that could not be made.
+                note = {"path": str(path.absolute()), "before": before, "had_metadata": metadata.is_there}
+                self._note(note)
         self.changes += 1
         return True
 
@@ -121,9 +128,10 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
         MetadataError: `notes` is not what `--apply` writes.
         OSError: it cannot be read.
     """
-    lines = notes.read_bytes().split(b"\n")[:-1]  # a line that was cut off belongs to no change
-    rows = [_read_note(notes, line) for line in lines]
-    for path, before, had_metadata in reversed(rows):
+    changes, _ = _read_notes(notes)
+    if not changes:
+        raise _no_undo_file(notes)
+    for path, before, had_metadata in reversed(changes):
         try:
             with _failures(), replacing(path) as scratch:
                 shutil.copyfile(path, scratch)
@@ -134,22 +142,56 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
             yield path, None
 
 
+def check_notes(notes: Path) -> None:
+    """See to it that notes can be added to a file, if there is one.
+
+    Raises:
+        MetadataError: it is not what `--apply` writes, or its end was cut off.
+        OSError: it cannot be read.
+    """
+    if not notes.is_file():  # a device has nothing to be read, or no end
+        return
+    _, torn = _read_notes(notes)
+    if torn:
+        raise MetadataError(f"the last line of {notes} was cut off")
+
+
+def _read_notes(notes: Path) -> tuple[list[tuple[Path, Values, bool]], bytes]:
+    """What every line says, and the beginning of a line that was cut off: it belongs to no change."""
+    *lines, torn = notes.read_bytes().split(b"\n")
+    return [_read_note(notes, line) for line in lines], torn
+
+
 def _read_note(notes: Path, line: bytes) -> tuple[Path, Values, bool]:
     try:
         row = json.loads(line)
         before = {str(field): value for field, value in row["before"].items()}
         return Path(row["path"]), before, bool(row["had_metadata"])
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise MetadataError(f"{notes} is no undo file of music-tagger tag --apply") from error
+        raise _no_undo_file(notes) from error
+
+
+def _no_undo_file(notes: Path) -> MetadataError:
+    return MetadataError(f"{notes} is no undo file of music-tagger tag --apply")
+
+
+def _check_values(path: Path, wanted: Values) -> None:
+    """See to it that a changed file can be read again and says what it was told to."""
+    metadata = open_metadata(path)
+    if any(metadata.get(field) != values for field, values in wanted.items()):
+        raise MetadataError("its metadata cannot be changed: it does not keep what is written")
 
 
 @contextmanager
 def _failures() -> Iterator[None]:
-    """What mutagen and the system raise, as MetadataError."""
+    """Whatever a file's content makes mutagen raise, and the system, as MetadataError."""
     try:
         yield
-    except (OSError, MutagenError) as error:
-        raise MetadataError(f"its metadata cannot be changed: {error}") from error
+    except MetadataError:
+        raise
+    except Exception as error:
+        told = str(error) or type(error).__name__
+        raise MetadataError(f"its metadata cannot be changed: {told}") from error
 
 
 class Metadata(Protocol):
@@ -175,9 +217,10 @@ def open_metadata(path: Path) -> Metadata:
     """Read a file's metadata.
 
     Raises:
-        MetadataError: its format holds none.
-        MutagenError, OSError: it cannot be read.
+        MetadataError: its format holds none, or the file was cut off.
+        Exception: it cannot be read; with a damaged file, mutagen may raise anything.
     """
+    _check_chunks(path)
     file = mutagen.File(path)
     if isinstance(file, MP3 | WAVE | AIFF):
         return Id3Metadata(path, type(file))
@@ -186,6 +229,28 @@ def open_metadata(path: Path) -> Metadata:
     if isinstance(file, MP4):
         return Mp4Metadata(file)
     raise MetadataError("this format holds no metadata that can be written")
+
+
+def _check_chunks(path: Path) -> None:
+    """Refuse a WAV or AIFF that is not as long as its header says: ID3 would be put into the sound.
+
+    Such a file comes of a download that was cut off, or of a recorder or stream that never learnt the length.
+    """
+    with path.open("rb") as file:
+        header = file.read(FORM_BYTES)
+        if len(header) < FORM_BYTES or header[:4] not in BYTE_ORDERS:
+            return
+        order = BYTE_ORDERS[header[:4]]
+        end = 8 + int.from_bytes(header[4:8], order)
+        if end <= os.fstat(file.fileno()).st_size:
+            while len(chunk := file.read(8)) == 8 and file.tell() <= end:
+                length = int.from_bytes(chunk[4:], order)
+                if chunk[:4] in SOUND:
+                    if 0 < length <= end - file.tell():
+                        return
+                    break
+                file.seek(length + length % 2, os.SEEK_CUR)
+    raise MetadataError("its metadata cannot be changed: its sound is not as long as its header says")
 
 
 class Id3Metadata:

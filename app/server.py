@@ -1,5 +1,7 @@
 """The server process: uvicorn, with a stop that finishes what was admitted and an exit code that tells."""
 
+import asyncio
+import ipaddress
 import logging
 import os
 import signal
@@ -17,8 +19,13 @@ from app.logs import logger
 from app.main import create_app
 from app.settings import Settings
 from app.state import State
+from model.bundle import BundleError
+from model.engine import EngineError
+from model.tagger import DeviceError, Tagger
 
 CLOSING_S = 3
+STARTUP_FAILURE = 3
+"""Uvicorn's exit code."""
 
 
 class Server(uvicorn.Server):
@@ -32,6 +39,19 @@ class Server(uvicorn.Server):
         super().__init__(config)
         self._state = state
         self._told = 0.0
+        self._told_ready = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Load the tagger, then start; here, as what the lifespan raises is told by its traceback."""
+        settings = self._state.settings
+        try:
+            self._state.tagger = await asyncio.to_thread(
+                Tagger.load, settings.weights, settings.device, settings.engine, settings.threads
+            )
+        except (BundleError, DeviceError, EngineError) as error:
+            logger.critical(f"cannot start: {error} (TAGGER_WEIGHTS, TAGGER_DEVICE, TAGGER_ENGINE)")
+            raise SystemExit(STARTUP_FAILURE) from None
+        await super().startup(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Begin to stop; a second SIGINT stops without waiting."""
@@ -45,7 +65,15 @@ class Server(uvicorn.Server):
         """Whether to close the port now; uvicorn asks ten times a second."""
         if self._state.draining:
             self._state.stopping.set()  # here, because a signal's handler would not wake the loop
+        self._tell_ready()
         return await super().on_tick(counter) and self._may_close()
+
+    def _tell_ready(self) -> None:
+        """Uvicorn says that it runs before anything can be answered."""
+        if self._state.warm and not self._told_ready:
+            self._told_ready = True
+            port = self.servers[0].sockets[0].getsockname()[1]
+            logger.info(f"ready on http://{_bracketed(self.config.host)}:{port}")
 
     def _may_close(self) -> bool:
         waited = time.monotonic() - self._told
@@ -64,6 +92,7 @@ def serve(settings: Settings) -> int:
     Exits with 3 if the port is taken (found before anything is loaded) or the model cannot be loaded.
     """
     logs.configure(settings.log_level)
+    warn_if_open(settings)
     app = create_app(settings)
     state: State = app.state.tagger_service
     config = _config(app, settings)
@@ -75,12 +104,33 @@ def serve(settings: Settings) -> int:
     return code
 
 
+def warn_if_open(settings: Settings) -> None:
+    """Log once that whoever reaches the service may use it, if others than this machine may."""
+    if not settings.api_keys and not _is_loopback(settings.host):
+        logger.warning(f"no keys: whoever reaches {settings.host} may use the service; set TAGGER_API_KEYS")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
 def _listen(config: uvicorn.Config) -> socket.socket:
     try:
         return config.bind_socket()
-    except SystemExit:
-        where = f"{config.host}:{config.port}"
-        logger.critical(f"cannot listen on {where}; free the port or name another with TAGGER_PORT")
+    except SystemExit as end:
+        where = f"{_bracketed(config.host)}:{config.port}"
+        reason = end.__context__  # uvicorn exits while it handles what the system said
+        told = reason.strerror if isinstance(reason, OSError) else "unknown reason"
+        logger.critical(
+            f"cannot listen on {where}: {told}; free it, or name another with TAGGER_HOST and TAGGER_PORT"
+        )
         raise
 
 

@@ -28,7 +28,10 @@ def _split(value: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _hash_keys(value: str | Iterable[str]) -> tuple[str, ...]:
-    return tuple(hash_key(key) for key in _split(value))
+    keys = _split(value)
+    if value and not keys:  # whoever set it meant to close the service
+        raise ValueError("TAGGER_API_KEYS is set but holds no key: give one, or unset it to leave all open")
+    return tuple(hash_key(key) for key in keys)
 
 
 class Settings(BaseSettings):
@@ -134,7 +137,8 @@ class Settings(BaseSettings):
         default=(), repr=False
     )
     """Keys, separated by commas, of which a request must bear one (`Authorization: Bearer KEY`); hashed at
-    once. Empty: the service is open to whoever reaches it. Health, documentation and the page are always
+    once. Empty: the service is open to whoever reaches it, and the log warns of that unless it listens on
+    this machine only. Set, but without a key in it: no start. Health, documentation and the page are always
     open."""
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
     """Origins, separated by commas, whose web pages may call the service. Empty: none (CORS is off). `*`:

@@ -11,6 +11,7 @@ from app.metrics import Metrics
 from app.pipeline import Pipeline
 from app.problems import ProblemError
 from app.settings import Settings
+from model.tagger import Tagger
 
 
 class State:
@@ -19,6 +20,7 @@ class State:
     def __init__(self, settings: Settings, on_failure: Callable[[], None]) -> None:
         self.settings = settings
         self.metrics = Metrics()
+        self.tagger: Tagger | None = None  # to be served; without one, the start loads it
         self.loaded: Pipeline | None = None
         self.warm = False
         self.draining = False

@@ -11,7 +11,9 @@ export class Problem extends Error {
   }
 }
 
+// Throws a Problem if no request can bear such a key: headers hold ISO-8859-1, and no control characters.
 export function useKey(text) {
+  if (!/^[\x20-\x7e\xa0-\xff]*$/.test(text)) throw impossibleKey();
   key = text;
   try { sessionStorage.setItem("key", text); } catch { /* it holds for this page at least */ }
 }
@@ -27,6 +29,21 @@ export const unreachable = () => new Problem({
   type: "/problems/unreachable", status: 0, title: "The service cannot be reached",
   detail: "No answer came.", hint: "Check the connection, then try again.",
 });
+
+const impossibleKey = () => new Problem({
+  type: "/problems/key-impossible", status: 0, title: "This cannot be a key",
+  detail: "", hint: "It holds a character that no key can hold, perhaps an invisible one. Copy it again, without what is around it.",
+});
+
+// Whatever went wrong that nobody thought of, so that it is told and can be tried again.
+export function problemOf(error) {
+  if (error instanceof Problem) return error;
+  console.error(error);
+  return new Problem({
+    type: "/problems/unforeseen", status: 0, title: "The page met an error", detail: error?.message ?? "",
+    hint: "Try again. If it fails again, reload the page.",
+  });
+}
 
 export async function describeModel() {
   const response = await fetch("v1/model", { headers: headers() }).catch(() => { throw unreachable(); });

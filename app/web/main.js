@@ -1,6 +1,6 @@
 // The page: clips come in, are tagged two at a time, and are shown one at a time.
 
-import { Problem, describeModel, tag, unreachable, useKey } from "./api.js";
+import { Problem, describeModel, problemOf, tag, unreachable, useKey } from "./api.js";
 import { languages, locale, other, say, sayProblem, tagMeaning, tagName, translate, use } from "./i18n.js";
 import { Live } from "./live.js";
 import { peaksOf, record } from "./sound.js";
@@ -15,6 +15,7 @@ const clips = [];
 let model = null;
 let shown = null;
 let running = 0;
+let keyProblem = null;
 
 // One clip's life: waiting, uploading, analysing, retrying; then it has an answer or a problem.
 class Clip {
@@ -83,11 +84,10 @@ async function analyse(clip) {
     tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (!(error instanceof Problem)) throw error;
-    clip.problem = error;
+    clip.problem = problemOf(error);
     clip.phase = "failed";
-    tell(clip, sayProblem(error).title);
-    askForKey(error);
+    tell(clip, sayProblem(clip.problem).title);
+    askForKey(clip.problem);
   } finally {
     running -= 1;
     if (clips.includes(clip)) refresh(clip);
@@ -312,19 +312,62 @@ function follow() {
 
 // Keys, model, words and light
 
+const isRefused = (problem) => problem?.status === 401 || problem?.status === 403;
+
 function askForKey(problem) {
-  if (problem.status === 401 || problem.status === 403) byId("key-form").hidden = false;
+  if (isRefused(problem)) byId("key-form").hidden = false;
 }
 
+async function takeKey() {
+  byId("key-send").disabled = true; // an answer to the key before must not be taken for this one's
+  try {
+    useKey(byId("key").value.trim());
+    keyProblem = await meetModel();
+  } catch (error) {
+    keyProblem = problemOf(error);
+  }
+  byId("key-send").disabled = false;
+  drawKeyProblem();
+  if (keyProblem) {
+    byId("news").textContent = sayProblem(keyProblem).title;
+    byId("key").select();
+  } else {
+    byId("key").value = "";
+    byId("news").textContent = say("keyTaken");
+    byId("choose").focus(); // the form is gone, and the focus with it
+    tryRefusedAgain();
+  }
+}
+
+function drawKeyProblem() {
+  byId("key-problem").hidden = !keyProblem;
+  if (keyProblem) {
+    const { title, hint } = sayProblem(keyProblem);
+    byId("key-problem").textContent = say("keyProblem", title, hint ?? "");
+  }
+  byId("key").setAttribute("aria-invalid", Boolean(keyProblem));
+}
+
+function tryRefusedAgain() {
+  for (const clip of clips.filter(({ problem, again }) => isRefused(problem) && !again)) { // nobody is recorded unasked
+    clip.restart();
+    refresh(clip);
+  }
+  work();
+}
+
+// Returns the Problem, if there is one.
 async function meetModel() {
   try {
     model = await describeModel();
     byId("key-form").hidden = true;
     table.setTags(model.tags.map((known) => known.tag));
     drawModel();
+    return null;
   } catch (error) {
-    if (!(error instanceof Problem)) throw error;
-    askForKey(error);
+    const problem = problemOf(error);
+    askForKey(problem);
+    return problem;
   }
 }
 
@@ -357,6 +400,7 @@ function drawWords() {
   if (!recording) byId("record-text").textContent = say("record");
   drawTheme();
   drawModel();
+  drawKeyProblem();
   table.drawHead();
   drawResult();
 }
@@ -440,8 +484,7 @@ byId("again").addEventListener("click", () => {
 });
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  useKey(byId("key").value.trim());
-  void meetModel();
+  void takeKey();
 });
 for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {

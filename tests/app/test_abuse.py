@@ -232,7 +232,8 @@ def test_a_full_disk_is_no_matter_as_nothing_is_spooled() -> None:
 @pytest.mark.parametrize(
     ("option", "code", "named"),
     [
-        (["--host", "203.0.113.1"], 3, "cannot listen on 203.0.113.1"),  # an address of nobody (RFC 5737)
+        (["--host", "203.0.113.1"], 3, "cannot listen on 203.0.113.1:8000: Cannot"),  # nobody's (RFC 5737)
+        (["--host", "nowhere.invalid"], 3, "cannot listen on nowhere.invalid:8000: "),
         (["--port", "70000"], 2, "port"),
         (["--engine", "abacus"], 2, "engine"),
     ],

@@ -1,5 +1,6 @@
 """The real server process, real sockets, real bytes."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 
 import httpx
 import pytest
@@ -212,13 +212,20 @@ def test_a_taken_port_is_named_and_ends_the_start(server: Process) -> None:
     )
 
     assert process.returncode == 3
-    assert f"cannot listen on 127.0.0.1:{port}" in process.stderr
+    assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in process.stderr
 
 
-def test_missing_weights_are_named_and_end_the_start(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("TAGGER_WEIGHTS", "/nowhere", "/nowhere/tagger.json: cannot be read"),
+        ("TAGGER_DEVICE", "cuda:9", "no device 'cuda:9' here; choose auto"),
+    ],
+)
+def test_what_cannot_be_loaded_is_named_and_ends_the_start(name: str, value: str, told: str) -> None:
     process = subprocess.run(
         [sys.executable, "-m", "app.server"],
-        env={**os.environ, "TAGGER_PORT": "0", "TAGGER_WEIGHTS": str(tmp_path)},
+        env={**os.environ, "TAGGER_PORT": "0", name: value},
         capture_output=True,
         text=True,
         timeout=2 * PATIENCE_S,
@@ -226,4 +233,14 @@ def test_missing_weights_are_named_and_end_the_start(tmp_path: Path) -> None:
     )
 
     assert process.returncode == 3
-    assert "tagger.json" in process.stderr
+    last = json.loads(process.stderr.splitlines()[-1])
+    assert [last["level"], told in last["message"], name in last["message"]] == ["critical", True, True]
+    assert "Traceback" not in process.stderr
+
+
+def test_the_log_says_once_where_it_is_ready(server: Process) -> None:
+    until_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until_s and not (told := [line for line in server.log if "ready on" in line]):
+        time.sleep(0.05)
+
+    assert [json.loads(line)["message"] for line in told] == [f"ready on {server.url}"]

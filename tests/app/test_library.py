@@ -1,6 +1,7 @@
 """`music-tagger tag` over a library: interrupted, gone on with, watched, led on to playlists and metadata."""
 
 import csv
+import errno
 import json
 import os
 import pty
@@ -20,7 +21,7 @@ import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 
-from app.files import arrivals, files_below, write_whole
+from app.files import arrivals, files_below, unwritable, write_whole
 from app.output import Format, origin_of, read_back, sparkline
 from model.bundle import load_bundle
 from model.tags import TAGS
@@ -28,6 +29,7 @@ from tests.app.service import PATIENCE_S, tune
 from tests.app.test_cli import run, tag
 from tests.encoding import decode, encode
 
+APPLY = ("--write-tags", "--apply")
 FORMATS = {"mp3": "mp3", "flac": "flac", "ogg-opus": "opus", "m4a-index-first": "m4a"}
 
 
@@ -282,14 +284,23 @@ def test_metadata_is_shown_then_written_then_brought_back(music: Path, tmp_path:
 
 def test_what_could_not_be_written_is_not_told_as_changed(music: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in music.iterdir()}
-    (tmp_path / "a-folder.jsonl").mkdir()
+    (tmp_path / "full.jsonl").symlink_to("/dev/full")
 
-    result = tag(music, "--write-tags", "--apply", "--undo-file", tmp_path / "a-folder.jsonl")
+    result = tag(music, "--write-tags", "--apply", "--undo-file", tmp_path / "full.jsonl")
 
     assert result.exit_code == 1
     assert result.stderr.count("its metadata cannot be changed") == 4
     assert "Changed: " not in result.stderr
     assert {path: path.read_bytes() for path in music.iterdir()} == before
+
+
+def test_the_way_back_can_be_typed_as_it_is_told(tmp_path: Path) -> None:
+    clip, notes = tmp_path / "song.wav", tmp_path / "my notes.jsonl"
+    clip.write_bytes(tune(2))
+
+    result = tag(clip, "--write-tags", "--apply", "--undo-file", notes)
+
+    assert f"`music-tagger undo '{notes}'` brings" in result.stderr
 
 
 def test_timeline_is_drawn_a_block_a_window(tmp_path: Path) -> None:
@@ -337,6 +348,9 @@ def test_watch_tags_what_appears_until_ctrl_c(music: Path, tmp_path: Path, song:
         (["--timeline", "--format", "json"], "drawn in the table"),
         (["--where", "pop"], "name the playlist with --m3u"),
         (["--m3u", "a.m3u8", "--where", "pop and rock"], "no tag 'rock'"),
+        (["--m3u", "a.m3u8", "--where", " "], "--where is empty"),
+        (["--m3u", "a.m3u8", "--where", ""], "an argument is empty"),
+        ([""], "an argument is empty"),
         (["--m3u", "song.opus"], "ends in .m3u or .m3u8"),
         (["--write-tags", "--apply", "--undo-file", "song.opus"], "end in .jsonl"),
         (["--out", "nowhere/a.jsonl"], "no folder nowhere"),
@@ -352,6 +366,73 @@ def test_what_cannot_be_done_is_refused(clips: dict[str, Path], arguments: list[
 
     assert result.exit_code == 2
     assert told in result.stderr
+
+
+@pytest.fixture
+def crowded(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working folder, with music and with what nobody wants to lose."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.json").symlink_to(next(music.glob("*.flac")))
+    (tmp_path / "notes.doc").write_text("a diary")
+    (tmp_path / "diary.jsonl").write_text('{"day": 1}\n')
+    (tmp_path / "torn.jsonl").write_text('{"path": "cut o')
+    (tmp_path / "folder.json").mkdir()
+    return music
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--out", "SONG", "--format", "json"], "one of the files to be tagged"),
+        (["--out", "SONG", "--format", "table"], "one of the files to be tagged"),
+        (["--out", "SONG", "--format", "jsonl"], "one of the files to be tagged"),
+        (["--out", "link.json"], "one of the files to be tagged"),
+        (["--out", "notes.doc", "--format", "json"], "may be something else than scores"),
+        (["--out", "folder.json"], "cannot be written: Is a directory"),
+        (["--out", "a" * 300 + ".json"], "cannot be written: File name too long"),
+        (["--out", "all.m3u8", "--format", "json", "--m3u", "all.m3u8"], "a file of its own"),
+        (["--out", "a.jsonl", *APPLY, "--undo-file", "music/../a.jsonl"], "a file of its own"),
+        ([*APPLY, "--undo-file", "diary.jsonl"], "diary.jsonl is no undo file"),
+        ([*APPLY, "--undo-file", "torn.jsonl"], "the last line of torn.jsonl was cut off"),
+    ],
+)
+def test_nothing_is_overwritten_that_is_not_ours(crowded: Path, arguments: list[str], told: str) -> None:
+    files = [path for path in crowded.parent.rglob("*") if path.is_file()]
+    before = {path: path.read_bytes() for path in files}
+    song = str(next(crowded.glob("*.flac")))
+
+    result = tag(crowded, *(song if argument == "SONG" else argument for argument in arguments))
+
+    assert result.exit_code == 2
+    assert told in result.stderr
+    assert {path: path.read_bytes() for path in crowded.parent.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("path", "is_replaced", "reason"),
+    [
+        ("closed/new.json", True, "Permission denied"),
+        ("closed/new.jsonl", False, "Permission denied"),
+        ("closed/old.jsonl", True, "Permission denied"),
+        ("closed/old.jsonl", False, ""),
+        ("open/new.json", True, ""),
+        ("open/locked.json", True, ""),
+        ("open/locked.jsonl", False, "Permission denied"),
+        ("/dev/null", True, ""),
+    ],
+)
+def test_what_cannot_be_written_is_known_before_anything_is_heard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, is_replaced: bool, reason: str
+) -> None:
+    for folder in ("closed", "open"):
+        (tmp_path / folder).mkdir()
+    locked = [tmp_path / "open" / name for name in ("locked.json", "locked.jsonl")]
+    for file in (*locked, tmp_path / "closed" / "old.jsonl"):
+        file.write_text("")
+    denied = {tmp_path / "closed", *locked}
+    monkeypatch.setattr(os, "access", lambda place, _: place not in denied)  # root may all
+
+    assert unwritable(tmp_path / path, is_replaced=is_replaced) == reason
 
 
 def test_help_tells_exit_codes_in_panels() -> None:
@@ -392,6 +473,50 @@ def test_a_folder_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("path", "told"),
+    [("a" * 300 + ".mp3", "File name too long"), ("half-closed/song.mp3", "Permission denied")],
+)
+@pytest.mark.parametrize("form", ["jsonl", "table"])
+def test_what_nobody_may_look_at_fails_and_does_not_stop_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, told: str, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("good.wav").write_bytes(tune(2))
+    look = os.stat
+
+    def refuse(place: str | Path, **options: bool) -> os.stat_result:
+        if "half-closed" in str(place):  # root may look everywhere
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return look(place, **options)
+
+    monkeypatch.setattr(os, "stat", refuse)
+
+    result = tag(path, "good.wav", "--format", form)
+
+    assert result.exit_code == 1
+    assert f"{path}: {told}" in result.stderr
+    assert "good.wav" in result.stdout
+
+
+def test_files_of_a_folder_that_tells_but_their_names_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.mp3", "cover.jpg"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "nowhere.mp3").symlink_to("gone.mp3")
+    look = Path.stat
+
+    def refuse(path: Path, **options: bool) -> os.stat_result:
+        if path.name == "a.mp3":
+            raise PermissionError
+        return look(path, **options)
+
+    monkeypatch.setattr(Path, "stat", refuse)
+
+    assert [path.name for path in files_below(tmp_path)] == ["a.mp3"]
+
+
+@pytest.mark.parametrize(
     ("form", "code"), [("jsonl", 1), ("csv", 2), ("json", 1), ("parquet", 1), ("table", 1)]
 )
 def test_a_full_disk_ends_the_run_with_a_word(music: Path, form: str, code: int) -> None:
@@ -402,12 +527,12 @@ def test_a_full_disk_ends_the_run_with_a_word(music: Path, form: str, code: int)
 
 
 def test_a_playlist_that_cannot_be_written_loses_nothing_else(music: Path, tmp_path: Path) -> None:
-    (tmp_path / "all.m3u8").mkdir()
+    (tmp_path / "all.m3u8").symlink_to("/dev/full")
 
     ended = run("tag", str(music), "--m3u", str(tmp_path / "all.m3u8"), "--format", "json")
 
     assert ended.exit_code == 1
-    assert "all.m3u8: cannot be written: Is a directory" in ended.stderr
+    assert "all.m3u8: cannot be written: No space left on device" in ended.stderr
     assert len(json.loads(ended.stdout)) == 4
 
 

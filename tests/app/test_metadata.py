@@ -3,9 +3,10 @@
 import json
 import os
 import resource
+import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import av
@@ -275,8 +276,96 @@ def test_undo_tells_which_file_is_gone_and_does_the_rest(clip: Path, tmp_path: P
     assert "No such file" in str(error)
 
 
-def test_undo_refuses_another_file(tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text('{"path": "a.mp3"}\n')
+def test_undo_goes_on_after_a_file_that_nobody_can_read(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes, odd, read = tmp_path / "undo.jsonl", tmp_path / "streamed.odd", mutagen.File
+    MetadataWriter(notes, print).write(heard(clip))
+    odd.write_bytes(b"music")
+    bad = json.dumps({"path": str(odd), "before": {}, "had_metadata": True})
+    notes.write_text(f"{notes.read_text()}{bad}\n")
+
+    def fail(path: Path) -> object:
+        if path.suffix == ".odd":
+            raise struct.error("short")
+        return read(path)
+
+    monkeypatch.setattr(mutagen, "File", fail)
+
+    (first, error), second = undo(notes)
+
+    assert [first, second] == [odd, (clip, None)]
+    assert "cannot be changed" in str(error)
+
+
+UNKNOWN = b"\xff" * 4
+
+
+def cut_off(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def streamed(data: bytes) -> bytes:
+    """As FFmpeg writes it into a pipe."""
+    at = data.index(b"data") + 4 if b"data" in data else data.index(b"SSND") + 4
+    return data[:4] + UNKNOWN + data[8:at] + UNKNOWN + data[at + 4 :]
+
+
+def never_finished(data: bytes) -> bytes:
+    """A recorder that lost its power before it could write the lengths."""
+    at = data.index(b"data") + 4 if b"data" in data else data.index(b"SSND") + 4
+    return data[:4] + bytes(4) + data[8:at] + bytes(4) + data[at + 4 :]
+
+
+@pytest.mark.parametrize("spoil", [cut_off, streamed, never_finished])
+@pytest.mark.parametrize(("form", "ending"), [("wav-s16", "wav"), ("aiff", "aiff")])
+def test_sound_that_is_not_as_long_as_its_header_says_stays_as_it_is(
+    song: NDArray[np.float32], tmp_path: Path, form: str, ending: str, spoil: Callable[[bytes], bytes]
+) -> None:
+    clip, notes = tmp_path / f"clip.{ending}", tmp_path / "undo.jsonl"
+    clip.write_bytes(spoil(encode(song[:, :48_000], 48_000, form)))
+    before = clip.read_bytes()
+
+    with pytest.raises(MetadataError, match="cannot be changed"):
+        MetadataWriter(notes, print).write(heard(clip))
+    notes.write_text(json.dumps({"path": str(clip), "before": {"X": None}, "had_metadata": False}) + "\n")
+    [(_, error)] = undo(notes)
+
+    assert "cannot be changed" in str(error)
+    assert clip.read_bytes() == before
+
+
+@pytest.mark.parametrize("failure", [struct.error("short"), IndexError(), OSError("no")])
+def test_whatever_a_file_makes_mutagen_raise_is_told_and_leaves_no_note(
+    flac: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def fail(_: FLAC) -> None:
+        raise failure
+
+    monkeypatch.setattr(FLAC, "save", fail)
+
+    with pytest.raises(MetadataError, match=r"cannot be changed: ."):
+        MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(flac))
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [flac.name]
+
+
+def test_a_change_that_does_not_last_is_not_made(
+    flac: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = flac.read_bytes()
+    monkeypatch.setattr(FLAC, "save", lambda _: None)
+
+    with pytest.raises(MetadataError, match="does not keep what is written"):
+        MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(flac))
+
+    assert flac.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [flac.name]
+
+
+@pytest.mark.parametrize("text", ['{"path": "a.mp3"}\n', "", '{"path": "cut o'])
+def test_undo_refuses_another_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "notes").write_text(text)
 
     with pytest.raises(MetadataError, match="no undo file"):
         list(undo(tmp_path / "notes"))

@@ -532,6 +532,64 @@ def test_a_key_is_asked_for_where_one_is_needed(browser: Browser) -> None:
         click_sample(page, "song")
 
 
+@pytest.fixture(scope="module")
+def closed(browser: Browser) -> Iterator[Process]:  # noqa: ARG001 - no server without a browser
+    with server_process(api_keys="the-key") as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("key", "locale", "told"),
+    [
+        ("wrong", "en-GB", "The key is wrong. Ask"),
+        ("wrong", "zh-CN", "密钥不正确"),
+        ("the-key\N{SNOWMAN}", "en-GB", "This cannot be a key"),
+        ("the-key\N{ZERO WIDTH SPACE}", "zh-CN", "这不可能是密钥"),
+    ],
+)
+def test_a_key_that_does_not_fit_is_told_and_the_right_one_tries_again(
+    browser: Browser, closed: Process, key: str, locale: str, told: str
+) -> None:
+    with new_tab(browser, locale=locale) as tab:
+        page = tab.page
+        page.goto(f"{closed.url}/")
+        page.locator("#files").set_input_files([CLIPS / "sung_pop.opus", WEB / "samples" / "song.opus"])
+        expect(page.locator("#rows td.bad")).to_have_count(2)
+
+        page.locator("#key").fill(key)
+        page.locator("#key-send").click()
+
+        expect(page.locator("#key-problem")).to_contain_text(told)
+        expect(page.locator("#news")).to_contain_text(told[:10])
+        expect(page.locator("#key")).to_be_focused()
+        assert hindrances(page) == []
+        page.keyboard.type("the-key")
+        page.keyboard.press("Enter")
+        expect(page.locator("#key-form")).to_be_hidden()
+        expect(page.locator("#choose")).to_be_focused()
+        expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(2)
+        expect(page.locator("#rows td.bad")).to_have_count(0)
+
+
+def test_an_error_that_nobody_thought_of_can_be_tried_again(tab: Tab) -> None:
+    page = tab.page
+    page.evaluate(
+        """() => {
+            const send = XMLHttpRequest.prototype.setRequestHeader;
+            XMLHttpRequest.prototype.setRequestHeader = function () {
+                XMLHttpRequest.prototype.setRequestHeader = send;
+                throw new TypeError("no");
+            };
+        }"""
+    )
+    page.locator("#files").set_input_files(SONG)
+    expect(page.locator("#problem-title")).to_have_text("The page met an error")
+
+    page.get_by_role("button", name="Try again").click()
+
+    expect(page.locator("#scores li")).not_to_have_count(0)
+
+
 def test_the_page_allows_itself_nothing_but_its_own_files(server: Process) -> None:
     policy = server.get("/").headers["content-security-policy"]
 

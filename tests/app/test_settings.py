@@ -6,6 +6,7 @@ import sys
 import pytest
 from pydantic import ValidationError
 
+from app.server import warn_if_open
 from app.settings import Settings, hash_key
 
 
@@ -35,6 +36,35 @@ def test_keys_are_hashed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.api_keys == (hash_key("open-sesame"), hash_key("other"))
     assert "open-sesame" not in repr(settings) + settings.model_dump_json()
     assert hash_key("open-sesame") not in repr(settings)
+
+
+@pytest.mark.parametrize("value", [" , ", "\n", ",", " "])
+def test_keys_without_a_key_do_not_open_the_service(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("TAGGER_API_KEYS", value)
+
+    with pytest.raises(ValidationError, match="TAGGER_API_KEYS is set but holds no key"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "is_warned"),
+    [
+        ("192.0.2.1", "", True),
+        ("::", "", True),
+        ("music.example", "", True),
+        ("192.0.2.1", "the-key", False),
+        ("127.0.0.1", "", False),
+        ("::1", "", False),
+        ("localhost", "", False),
+    ],
+)
+def test_a_service_that_is_open_to_others_warns_of_it(
+    caplog: pytest.LogCaptureFixture, host: str, keys: str, is_warned: bool
+) -> None:
+    warn_if_open(Settings(host=host, api_keys=keys))  # type: ignore[arg-type]
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * is_warned
+    assert ("TAGGER_API_KEYS" in caplog.text) == is_warned
 
 
 @pytest.mark.parametrize(
