@@ -209,10 +209,15 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
     with ProcessPoolExecutor(cpu_count(), context, initializer=_hire, initargs=(teachers,)) as pool:
         made = [pool.submit(_shard, *shard) for shard in missing]
         description = f"caching {manifest.parent.name}"
-        for future in track(
-            as_completed(made), description, total=len(made), console=Console(stderr=True), disable=not made
-        ):
-            future.result()
+        console = Console(stderr=True)
+        try:
+            for future in track(
+                as_completed(made), description, len(made), console=console, disable=not made
+            ):
+                future.result()
+        except BaseException:  # Ctrl-C: begin no other shard
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     for path in shards:
         with np.load(path) as archive:
             for reason in archive["left_out"]:
