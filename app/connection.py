@@ -77,6 +77,12 @@ class Connection(HttpToolsProtocol):
         self._idle_bytes = 0
         super().on_body(body)
 
+    def handle_websocket_upgrade(self) -> None:
+        """Hand over to the stream's protocol; tell it where the transport already has too much to write."""
+        super().handle_websocket_upgrade()
+        if self.flow.write_paused:
+            cast("asyncio.Protocol", self.transport.get_protocol()).pause_writing()
+
     async def _discard(self, declared: int, seconds: float) -> None:
         """Take what still comes, unread, until it is as much as was declared, or the client hangs up.
 

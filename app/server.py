@@ -17,6 +17,7 @@ from app.logs import logger
 from app.main import create_app
 from app.settings import Settings
 from app.state import State
+from app.stream_connection import StreamConnection
 
 CLOSING_S = 3
 
@@ -88,6 +89,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
+        ws=StreamConnection,
         ws_max_size=MOST_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # sound does not get smaller, and each stream would hold its windows
         host=settings.host,
