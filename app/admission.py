@@ -25,6 +25,8 @@ from app.state import State
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 OPEN_PREFIXES: Final = ("/health/", "/problems", "/web/", "/static-offline-docs/")
 LINGER_S: Final = 2.0
+MOST_PARAMETERS: Final = 32
+"""Of a query: what is wrong with each is found out by the event loop, while all others wait."""
 AHEAD_BYTES: Final = 4_000_000
 """Of what a body declares, so much is counted before it arrives: a clip's worth, so that most uploads are not
 refused half-way; and no more, so that a few slow ones cannot hold what others could use."""
@@ -63,6 +65,8 @@ class Admission:
     def _judge_headers(self, scope: Scope, body: "Body", *, works: bool) -> None:
         if problem := key_problem(scope, self._state.settings.api_keys):
             raise problem
+        if scope.get("query_string", b"").count(b"&") >= MOST_PARAMETERS:
+            raise ProblemError("bad-parameter", f"The query has more than {MOST_PARAMETERS} parameters.")
         body.until = scope["state"]["deadline"] = deadline_of(scope, self._state.settings)
         if not works:
             return

@@ -62,7 +62,8 @@ class RequestContext:
             state["outcome"] = "internal"
             raise
         finally:
-            operation, outcome = operation_of(scope), state.get("outcome", "ok")
+            found = "ok" if scope.get("route") else "not-found"
+            operation, outcome = operation_of(scope), state.get("outcome", found)
             self._metrics.requests.labels(operation, outcome).inc()
             line = {"operation": operation, "outcome": outcome, "request_id": state["request_id"]}
             seconds = round(time.monotonic() - state["started"], 1)

@@ -366,8 +366,8 @@ async def test_who_pings_and_takes_the_answers_goes_on(server: Process) -> None:
     assert code == 1000
 
 
-@pytest.mark.parametrize("path", ["/v1/stream", "/nowhere"])
-async def test_neither_address_nor_query_nor_key_of_a_stream_is_logged(path: str) -> None:
+@pytest.mark.parametrize(("path", "outcome"), [("/v1/stream", "bad-json"), ("/nowhere", "not-found")])
+async def test_a_stream_is_logged_without_address_query_and_key(path: str, outcome: str) -> None:
     with server_process(log_level="debug") as server:
         url = server.url.replace("http", "ws") + path + "?secret=query"
         headers = {"Authorization": "Bearer secret-key", "Origin": server.url}
@@ -377,7 +377,7 @@ async def test_neither_address_nor_query_nor_key_of_a_stream_is_logged(path: str
                 await rest(socket)
         assert server.stop() == 0
 
-    assert any(line["message"] == "stream" for line in server.log_lines())
+    assert [line["outcome"] for line in server.log_lines() if line["message"] == "stream"] == [outcome]
     lines = [line for line in server.log if "running on" not in line]
     assert not any("secret" in line or "127.0.0.1:" in line for line in lines)
 
