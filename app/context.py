@@ -51,7 +51,8 @@ class RequestContext:
             if not answer.status:
                 await response_of(problem, scope)(scope, receive, answer.send)
         finally:
-            self._note(scope, answer.status, time.monotonic() - started)
+            answered = state.get("answered") or time.monotonic()  # what lingers after it is no work
+            self._note(scope, answer.status, answered - started)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A stream answers its failures itself. Its length is the client's choice, so it is not measured."""
