@@ -18,6 +18,8 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Pages load nothing from outside, whatever their scripts want: ReDoc asks for a logo.
 # The docs have inline scripts; a page that has none brings its own, stricter one.
 PAGES_POLICY: Final = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'self'"
+CLOSED: Final = "the handler is closed"
+"""What uvloop says to who writes on a connection that was lost."""
 METHODS: Final = frozenset({"GET", "POST", "WS"})
 
 
@@ -96,7 +98,12 @@ class _Answer:
             headers["X-Request-ID"] = self._request_id
             if headers.get("content-type", "").startswith("text/html"):
                 headers.setdefault("Content-Security-Policy", PAGES_POLICY)
-        await self._send(message)
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and CLOSED not in str(error):
+                raise
+            raise ClientDisconnect from error
 
 
 def operation_of(scope: Scope) -> str:
