@@ -8,6 +8,7 @@ queue, time to the deadline, declared size; then, piece by piece, size and pace.
 import asyncio
 import hmac
 import math
+import time
 from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Final, TypeVar
@@ -25,6 +26,8 @@ from app.state import State
 OPEN_PATHS: Final = frozenset({"/", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"})
 OPEN_PREFIXES: Final = ("/health/", "/problems", "/web/", "/static-offline-docs/")
 LINGER_S: Final = 2.0
+MOST_PARAMETERS: Final = 32
+"""Of a query: what is wrong with each is found out by the event loop, while all others wait."""
 AHEAD_BYTES: Final = 4_000_000
 """Of what a body declares, so much is counted before it arrives: a clip's worth, so that most uploads are not
 refused half-way; and no more, so that a few slow ones cannot hold what others could use."""
@@ -49,20 +52,19 @@ class Admission:
 
     async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = Body(scope, receive, send, self._state)
-        works = scope["method"] == "POST"
-        self._state.admitted += works
         try:
-            self._judge_headers(scope, body, works=works)
+            self._judge_headers(scope, body, works=scope["method"] == "POST")
             await self._app(scope, body.receive, body.send)
         except ProblemError as problem:
             await response_of(problem, scope)(scope, body.receive, body.send)
         finally:
-            self._state.admitted -= works
-            body.release()
+            body.leave()
 
     def _judge_headers(self, scope: Scope, body: "Body", *, works: bool) -> None:
         if problem := key_problem(scope, self._state.settings.api_keys):
             raise problem
+        if scope.get("query_string", b"").count(b"&") >= MOST_PARAMETERS:
+            raise ProblemError("bad-parameter", f"The query has more than {MOST_PARAMETERS} parameters.")
         body.until = scope["state"]["deadline"] = deadline_of(scope, self._state.settings)
         if not works:
             return
@@ -71,7 +73,7 @@ class Admission:
         if not self._state.pipeline.has_room():
             raise ProblemError("queue-full", retry_after_s=self._state.retry_after_s())
         self._judge_wait(body.until - asyncio.get_running_loop().time())
-        body.hold_declared()
+        body.enter()
 
     def _judge_wait(self, left_s: float) -> None:
         """Refuse at once what would be late, as work on it would be for nothing. Raises ProblemError."""
@@ -92,21 +94,27 @@ class Body:
         headers = Headers(scope=scope)
         length = headers.get("content-length", "")
         self.declared = int(length) if length.isdecimal() else 0
-        self.complete = (
-            self.declared == 0 and "transfer-encoding" not in headers and scope["method"] != "POST"
-        )
+        empty = length == "0" or scope["method"] != "POST"
+        self.complete = self.declared == 0 and "transfer-encoding" not in headers and empty
         self.until = math.inf
         self._receive = receive
         self._send = send
         self._state = state
         self._scope = scope
         self._held = 0
+        self._entered = False
+        self._answering = False
         self._arrived = 0
         self._started = asyncio.get_running_loop().time()
 
-    def hold_declared(self) -> None:
-        """Take room for what comes first; all that is declared must find room now. Raises ProblemError."""
+    def enter(self) -> None:
+        """Take room for what comes first; all that is declared must find room now. Raises ProblemError.
+
+        From now on the request counts as admitted, so that a stop waits for it.
+        """
         self._hold(self.declared)
+        self._entered = True
+        self._state.admitted += 1
 
     def _hold(self, needed: int) -> None:
         """Count what has arrived and what comes next, if `needed` bytes of this body find room."""
@@ -120,10 +128,15 @@ class Body:
         self._state.inflight_bytes += held - self._held
         self._held = held
 
-    def release(self) -> None:
-        """Give all bytes back."""
+    def _release(self) -> None:
         self._state.inflight_bytes -= self._held
         self._held = 0
+
+    def leave(self) -> None:
+        """Give all bytes back, and count as admitted no more."""
+        self._release()
+        self._state.admitted -= self._entered
+        self._entered = False
 
     async def receive(self) -> Message:
         """Receive the next piece within its time, and count it. Raises ProblemError."""
@@ -132,7 +145,8 @@ class Body:
         message = await self._receive_in_time()
         if message["type"] == "http.request":
             self._arrived += len(message.get("body", b""))
-            self._hold(self._arrived)
+            if not self._answering:
+                self._hold(self._arrived)
             self.complete = not message.get("more_body", False)
             if self.complete:
                 self._note_upload()
@@ -142,9 +156,14 @@ class Body:
         settings = self._state.settings
         now = asyncio.get_running_loop().time()
         idle, whole = now + settings.upload_idle_s, self._started + settings.upload_timeout_s
+        receiving = asyncio.ensure_future(self._receive())
+        cut = asyncio.ensure_future(self._state.out_of_time.wait())
         try:
             async with asyncio.timeout_at(min(idle, whole, self.until)):
-                return await self._receive()
+                await asyncio.wait({receiving, cut}, return_when=asyncio.FIRST_COMPLETED)
+            if receiving.done():
+                return receiving.result()
+            raise ProblemError("draining", "The service stopped before the body had come.", retry_after_s=1)
         except TimeoutError:
             if self.until <= min(idle, whole):
                 detail = f"The body was not complete after {self.until - self._started:g} s, its deadline."
@@ -153,6 +172,10 @@ class Body:
             else:
                 detail = f"No byte of the body arrived for {settings.upload_idle_s:g} s."
             raise ProblemError("slow-body", detail) from None
+        finally:
+            receiving.cancel()
+            cut.cancel()
+            await asyncio.gather(receiving, cut, return_exceptions=True)
 
     def _note_upload(self) -> None:
         took = asyncio.get_running_loop().time() - self._started
@@ -165,7 +188,10 @@ class Body:
 
         Closing at once would reset the connection while the client still writes, and it would never read the
         answer. So the answer goes out whole, then the rest of the body is thrown away for a moment.
+        The bytes are given back as the answer starts, as a client that does not read may hold it up.
         """
+        self._answering = True
+        self._release()
         if self.complete:
             await self._send(message)
         elif message["type"] == "http.response.start":
@@ -175,7 +201,8 @@ class Body:
             await self._send(message)
         else:
             await self._send({**message, "more_body": True})
-            self.release()
+            self.leave()
+            self._scope["state"]["answered"] = time.monotonic()
             await self._discard_rest()
             await self._send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -18,6 +18,8 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 # Pages load nothing from outside, whatever their scripts want: ReDoc asks for a logo.
 # The docs have inline scripts; a page that has none brings its own, stricter one.
 PAGES_POLICY: Final = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'self'"
+CLOSED: Final = "the handler is closed"
+"""What uvloop says to who writes on a connection that was lost."""
 METHODS: Final = frozenset({"GET", "POST", "WS"})
 
 
@@ -51,7 +53,8 @@ class RequestContext:
             if not answer.status:
                 await response_of(problem, scope)(scope, receive, answer.send)
         finally:
-            self._note(scope, answer.status, time.monotonic() - started)
+            answered = state.get("answered") or time.monotonic()  # what lingers after it is no work
+            self._note(scope, answer.status, answered - started)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A stream answers its failures itself. Its length is the client's choice, so it is not measured."""
@@ -62,7 +65,8 @@ class RequestContext:
             state["outcome"] = "internal"
             raise
         finally:
-            operation, outcome = operation_of(scope), state.get("outcome", "ok")
+            found = "ok" if scope.get("route") else "not-found"
+            operation, outcome = operation_of(scope), state.get("outcome", found)
             self._metrics.requests.labels(operation, outcome).inc()
             line = {"operation": operation, "outcome": outcome, "request_id": state["request_id"]}
             seconds = round(time.monotonic() - state["started"], 1)
@@ -94,7 +98,12 @@ class _Answer:
             headers["X-Request-ID"] = self._request_id
             if headers.get("content-type", "").startswith("text/html"):
                 headers.setdefault("Content-Security-Policy", PAGES_POLICY)
-        await self._send(message)
+        try:
+            await self._send(message)
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and CLOSED not in str(error):
+                raise
+            raise ClientDisconnect from error
 
 
 def operation_of(scope: Scope) -> str:

@@ -33,6 +33,9 @@ TELEMETRY: Final[TelemetryConfig] = {"auto_configure": True, "logs": False, "ope
 """A span a request, and its metrics, once OpenTelemetry's own variables say where they go
 (`OTEL_EXPORTER_OTLP_ENDPOINT`). No logs: an exception's text might tell of a clip."""
 
+EXPORT_S: Final = "2"
+"""Seconds, if OpenTelemetry's own variable names none: by default, a dead collector holds up a stop by 25."""
+
 
 def terminate() -> None:
     """Ask this process to stop in order, as an orchestrator would."""
@@ -54,6 +57,8 @@ def create_app(
     """
     state = State(settings or Settings(), on_failure)
     state.tagger = tagger
+    if "OTEL_EXPORTER_OTLP_ENDPOINT" in os.environ:
+        os.environ.setdefault("OTEL_EXPORTER_OTLP_TIMEOUT", EXPORT_S)
     app: FastAPI = FastAPIOffline(
         title="music-tagger",
         version=__version__,

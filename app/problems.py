@@ -7,6 +7,7 @@ To add a failure, add a row to `PROBLEMS`; raise it with `ProblemError(slug)`, a
 import http
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -204,6 +205,7 @@ AUDIO_PROBLEMS: Final[Mapping[type[AudioError], str]] = {
     AudioTooLongError: "too-many-seconds",
     SilentAudioError: "silent",
 }
+MOST_FINDINGS: Final = 10
 _BY_STATUS: Final = {404: "not-found", 405: "method-not-allowed"}
 _EVERYWHERE: Final = ("internal",)
 _KEYS: Final = ("key-missing", "key-wrong")
@@ -281,7 +283,8 @@ def _from_http(error: HTTPException) -> ProblemError:
 
 def from_validation(errors: Iterable[Mapping[str, Any]]) -> ProblemError:
     """Name each parameter that is not valid, given what Pydantic found."""
-    findings = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in errors]
+    told = islice(errors, MOST_FINDINGS)  # whoever sends thousands of names need not be told of each
+    findings = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in told]
     return ProblemError("bad-parameter", "; ".join(findings))
 
 
@@ -302,7 +305,7 @@ def install(app: FastAPI) -> None:
 
     async def on_validation(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        within = [{**item, "loc": item["loc"][1:]} for item in error.errors()]  # without "query", "path"
+        within = ({**item, "loc": item["loc"][1:]} for item in error.errors())  # without "query", "path"
         return response_of(from_validation(within), request.scope)
 
     app.add_exception_handler(ProblemError, on_problem)

@@ -19,6 +19,7 @@ from app.logs import logger
 from app.main import create_app
 from app.settings import Settings
 from app.state import State
+from app.stream_connection import StreamConnection
 from model.bundle import BundleError
 from model.engine import EngineError
 from model.tagger import DeviceError, Tagger
@@ -138,6 +139,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     return uvicorn.Config(
         app,
         http=Connection,
+        ws=StreamConnection,
         ws_max_size=MOST_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # sound does not get smaller, and each stream would hold its windows
         host=settings.host,

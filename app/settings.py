@@ -91,8 +91,8 @@ class Settings(BaseSettings):
 
     decoders: int = Field(default_factory=lambda: min(cpu_count(), MAX_DECODERS), ge=1, le=256)
     """Processes that decode, a clip each at a time; if not set, one a core (of those that a container may
-    use), at most 8. Low: the device waits for audio. High: memory, 35 MB each, and latency spreads as they
-    share the cores with the network."""
+    use), at most 8. Low: the device waits for audio. High: memory, 20 MB each and about 4 MB for each clip
+    that one has in hand, and latency spreads as they share the cores with the network."""
     batch_segments: int = Field(default=8, ge=1, le=1024)
     """Most segments of one forward pass. Low: a GPU idles. High: each pass takes longer, more memory is used,
     and short clips wait behind it."""

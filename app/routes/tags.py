@@ -1,6 +1,7 @@
 """POST /v1/tags: one clip in, its scores out."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, BinaryIO, Final
 
@@ -97,8 +98,8 @@ async def answer_clip(
 
 def refuse_repeated(request: Request) -> None:
     """Raise ProblemError if a query parameter is given twice, as only one of the two could be obeyed."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    if repeated := sorted(name for name, times in given.items() if times > 1):
         raise ProblemError("bad-combination", f"{', '.join(repeated)}: given more than once.")
 
 

@@ -1,6 +1,7 @@
 """What strangers send to the real server: it answers or hangs up, and nothing of it stays behind."""
 
 import io
+import json
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from tests.app.service import PATIENCE_S, RATE, Process, check_problem, scores, 
 from tests.encoding import encode
 
 MB = 1_000_000
+PAUSE = b""
+"""Of what is said: wait a moment before the next piece."""
 
 
 class Footprint(NamedTuple):
@@ -66,11 +69,31 @@ def say(server: Process, *pieces: bytes, hang_up: bool = False) -> bytes:
         try:
             for piece in pieces:
                 line.sendall(piece)
+                time.sleep(0 if piece else 0.2)
             while not hang_up and (said := line.recv(65_536)):
                 answer += said
         except (BrokenPipeError, ConnectionResetError):
             pass
         return answer
+
+
+GET = b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def connected(server: Process) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), PATIENCE_S)
+
+
+def heard(line: socket.socket) -> bytes:
+    """One answer whose length is declared."""
+    answer = b""
+    while b"\r\n\r\n" not in answer:
+        answer += line.recv(65_536)
+    head, _, body = answer.partition(b"\r\n\r\n")
+    length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+    while len(body) < length:
+        body += line.recv(65_536)
+    return head
 
 
 def post(*headers: str, body: bytes = b"") -> bytes:
@@ -193,6 +216,81 @@ def test_a_head_that_never_ends_is_given_up(server: Process, start: bytes) -> No
 
     assert HEAD_S - 1 < time.monotonic() - started < PATIENCE_S
     assert answer.startswith(b"HTTP/1.1 400") if start else not answer
+
+
+def test_what_is_no_http_gets_a_problem_and_is_counted(server: Process) -> None:
+    def count() -> float:
+        return server.metric('music_tagger_requests_total{operation="unmatched",outcome="bad-request"}')
+
+    say(server, b"\x16\x03\x01 TLS, say\r\n\r\n")
+    before = count()
+
+    answer = say(server, b"\x16\x03\x01 TLS, say\r\n\r\n")
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["type"] == "/problems/bad-request"
+    assert count() == before + 1
+
+
+def test_an_empty_line_behind_a_request_keeps_no_connection_for_ever(server: Process) -> None:
+    started = time.monotonic()
+
+    answer = say(server, b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n", PAUSE, b"\r\n")
+
+    assert answer.count(b"HTTP/1.1 200") == 1
+    assert time.monotonic() - started < HEAD_S + 5
+
+
+H2C = ("Upgrade: h2c", "HTTP2-Settings: AAMAAABkAAQAoAAAAAIAAAAA")
+
+
+@pytest.mark.parametrize("connection", ["Upgrade, HTTP2-Settings", "upgrade"])
+@pytest.mark.parametrize("pieces", [1, 2, 50])
+def test_an_offer_of_another_protocol_is_ignored(server: Process, pieces: int, connection: str) -> None:
+    clip = tune(2)
+    lines = ["POST /v1/tags HTTP/1.1", "Host: x", f"Content-Length: {len(clip)}", f"Connection: {connection}"]
+    request = "\r\n".join([*lines, *H2C, "", ""]).encode() + clip
+    size = -(-len(request) // pieces)
+    parts = [request[at : at + size] for at in range(0, len(request), size)]
+
+    with connected(server) as line:
+        for _ in range(2):
+            for part in parts:
+                line.sendall(part)
+                time.sleep(0.002)
+            assert heard(line).startswith(b"HTTP/1.1 200")
+        line.sendall(post(*H2C, "Transfer-Encoding: chunked", body=b"5\r\nhello\r\n0\r\n\r\n"))
+        assert heard(line).startswith(b"HTTP/1.1 415")
+
+
+def test_a_second_request_before_the_answer_is_left_to_another_connection(server: Process) -> None:
+    clip = tune(2)
+    head = f"POST /v1/tags HTTP/1.1\r\nHost: x\r\nContent-Length: {len(clip)}\r\n\r\n"
+
+    answer = say(server, head.encode() + clip + GET + b"garbage\0")
+
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert b"connection: close" in answer
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def ask_for_ever(line: socket.socket) -> None:
+    """Ask again as soon as the last answer is written, until none can be written any more."""
+    while True:
+        line.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: x\r\n\r\n")
+        time.sleep(0.004)
+
+
+def test_who_takes_no_answer_is_hung_up_on() -> None:
+    program = "from app import connection, server; connection.SEND_S = 1\n"
+    program += "raise SystemExit(server.serve(server.Settings()))"
+    with server_process(["-c", program]) as server, connected(server) as line:
+        line.settimeout(10)
+
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            ask_for_ever(line)
 
 
 def test_who_sends_a_refused_body_to_its_end_can_read_the_refusal_then(server: Process) -> None:

@@ -5,8 +5,9 @@ import time
 from collections.abc import AsyncIterator
 
 import pytest
+from starlette.types import Message
 
-from app.admission import AHEAD_BYTES
+from app.admission import AHEAD_BYTES, LINGER_S
 from model.tagger import Tagger
 from tests.app.service import RawRequest, Service, check_problem, scores, serving, tune, until
 
@@ -170,6 +171,29 @@ async def test_uploads_that_outgrow_the_common_budget_are_refused_when_they_do(t
         assert service.state.inflight_bytes == 0
 
 
+async def test_the_bytes_are_given_back_though_the_answer_is_not_taken(tagger: Tagger) -> None:
+    class Unread(RawRequest):
+        taken = asyncio.Event()
+
+        async def _send(self, message: Message) -> None:
+            await self.taken.wait()
+            await super()._send(message)
+
+    async with serving(tagger) as service:
+        request = Unread(service.app, {"Content-Length": "100000"})
+        answering = asyncio.create_task(request.run())
+        await until(lambda: service.state.inflight_bytes == 100_000)
+
+        request.feed(b"\0" * 100_000, more=False)
+
+        await until(lambda: service.state.inflight_bytes == 0)
+        assert not answering.done()
+        request.taken.set()
+        response = await answering
+        assert response is not None
+        check_problem(response, 415, "not-audio")
+
+
 # Pace
 
 
@@ -197,6 +221,46 @@ async def test_a_trickling_body_is_given_up(tagger: Tagger) -> None:
         response = await service.client.post("/v1/tags", content=trickle())
         check_problem(response, 408, "slow-body")
         assert time.monotonic() - started >= 0.3
+
+
+async def test_an_upload_that_outlives_the_grace_time_is_told_so(tagger: Tagger) -> None:
+    async with serving(tagger) as service:
+        request = RawRequest(service.app, {"Content-Length": "100000"})
+        request.feed(b"\0" * 50_000, more=True)
+        answering = asyncio.create_task(request.run())
+        await until(lambda: request.pieces_taken == 1)
+
+        service.state.out_of_time.set()
+
+        await until(lambda: len(request.outgoing) > 1)
+        request.vanish()
+        response = await answering
+        assert response is not None
+        check_problem(response, 503, "draining")
+        assert response.headers["retry-after"] == "1"
+
+
+async def test_a_refused_request_holds_up_no_stop_and_its_lingering_is_no_latency(tagger: Tagger) -> None:
+    async with serving(tagger, api_keys="first") as service:
+        request = RawRequest(service.app, {"Content-Length": "100000"})
+        answering = asyncio.create_task(request.run())
+
+        await until(lambda: len(request.outgoing) > 1)
+
+        assert service.state.admitted == 0
+        assert not answering.done()
+        await answering
+        assert 0 < service.metric("music_tagger_total_seconds_sum", operation="POST unmatched") < LINGER_S / 2
+
+
+async def test_who_has_nothing_to_send_is_refused_without_lingering(tagger: Tagger) -> None:
+    async with serving(tagger, api_keys="first") as service:
+        async with asyncio.timeout(LINGER_S / 2):
+            response = await RawRequest(service.app, {"Content-Length": "0"}).run()
+
+    assert response is not None
+    check_problem(response, 401, "key-missing")
+    assert "connection" not in response.headers
 
 
 # Room

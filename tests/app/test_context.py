@@ -5,8 +5,11 @@ import logging
 import re
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 
+from app.context import RequestContext
 from app.logs import JsonFormatter
+from app.metrics import Metrics
 from model.tagger import Tagger
 from tests.app.service import Service, scores, serving, tune
 
@@ -73,6 +76,27 @@ async def test_a_traceback_stays_on_one_line() -> None:
 
     assert "\n" not in line
     assert "two\nlines" in json.loads(line)["exception"]
+
+
+@pytest.mark.parametrize(
+    "failure", [ConnectionResetError(), RuntimeError("unable to write; the handler is closed")], ids=repr
+)
+async def test_an_answer_that_cannot_be_sent_is_no_failure_of_the_service(failure: Exception) -> None:
+    async def answer(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def receive() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(_: Message) -> None:
+        raise failure
+
+    metrics = Metrics()
+
+    await RequestContext(answer, metrics)({"type": "http", "method": "GET", "headers": []}, receive, send)
+
+    labels = {"operation": "GET unmatched", "outcome": "disconnected"}
+    assert metrics.registry.get_sample_value("music_tagger_requests_total", labels) == 1
 
 
 async def test_metrics_account_for_every_request(tagger: Tagger) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -183,6 +184,25 @@ def test_work_beyond_the_grace_time_is_cut_off_with_a_problem() -> None:
         assert server.stop() == 0
 
         check_problem(answer.result(), 503, "draining")
+
+
+def test_a_client_that_sent_a_second_request_and_left_is_noticed() -> None:
+    clip = tune(300)
+    head = f"POST /v1/tags HTTP/1.1\r\nHost: x\r\nContent-Length: {len(clip)}\r\n\r\n".encode()
+    with server_process(["-c", STUCK]) as server:
+        server.process.send_signal(signal.SIGUSR1)
+        server.get("/health/live")  # by now the signal was seen
+        with socket.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2]))) as line:
+            line.sendall(head + clip)
+            wait_until_busy(server)
+            line.sendall(b"GET /health/live HTTP/1.1\r\nHost: x\r\n\r\n")
+            time.sleep(0.5)  # it was read
+
+        until_s = time.monotonic() + 10
+        while 'outcome="disconnected"' not in server.get("/metrics").text:
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        assert server.metric("music_tagger_inflight_bytes") == 0
 
 
 def test_a_worker_that_keeps_dying_ends_the_process_with_1() -> None:

@@ -3,10 +3,11 @@
 import asyncio
 import io
 import json
+import socket as sockets
 import time
 import wave
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -327,6 +328,58 @@ async def test_whoever_vanishes_leaves_nothing_behind(server: Process) -> None:
             return threads_of(server) <= threads - 4
 
         await until(threads_are_gone)
+
+
+UPGRADE = (
+    b"GET /v1/stream?secret=query HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: YWFhYWFhYWFhYWFhYWFhYQ==\r\n\r\n"
+)
+
+
+def masked(opcode: int, payload: bytes) -> bytes:
+    """A frame as a client sends it, with a mask that changes nothing."""
+    return bytes([0x80 | opcode, 0x80 | len(payload)]) + bytes(4) + payload
+
+
+def test_who_pings_and_takes_no_answer_is_held_off_then_hung_up_on(server: Process) -> None:
+    pings = masked(9, b"p" * 125) * 10_000
+    started = time.monotonic()
+    with sockets.create_connection(("127.0.0.1", int(server.url.rpartition(":")[2])), PATIENCE_S) as line:
+        line.sendall(UPGRADE)
+        assert line.recv(4096).startswith(b"HTTP/1.1 101")
+        line.sendall(masked(1, json.dumps(PCM).encode()))
+
+        with pytest.raises((ConnectionResetError, BrokenPipeError)):
+            line.sendall(pings * 20)  # 26 MB, more than the system holds of both ways
+
+    assert time.monotonic() - started < PATIENCE_S / 2
+
+
+async def test_who_pings_and_takes_the_answers_goes_on(server: Process) -> None:
+    async with listening(server, PCM) as socket:
+        answered = [await socket.ping(b"%125d" % number) for number in range(5000)]
+        await asyncio.gather(*answered)
+        await socket.send(samples(tune(2)))
+        await socket.send(END)
+        _, code = await rest(socket)
+
+    assert code == 1000
+
+
+@pytest.mark.parametrize(("path", "outcome"), [("/v1/stream", "bad-json"), ("/nowhere", "not-found")])
+async def test_a_stream_is_logged_without_address_query_and_key(path: str, outcome: str) -> None:
+    with server_process(log_level="debug") as server:
+        url = server.url.replace("http", "ws") + path + "?secret=query"
+        headers = {"Authorization": "Bearer secret-key", "Origin": server.url}
+        with suppress(InvalidStatus):
+            async with connect(url, proxy=None, additional_headers=headers) as socket:
+                await socket.send("x")
+                await rest(socket)
+        assert server.stop() == 0
+
+    assert [line["outcome"] for line in server.log_lines() if line["message"] == "stream"] == [outcome]
+    lines = [line for line in server.log if "running on" not in line]
+    assert not any("secret" in line or "127.0.0.1:" in line for line in lines)
 
 
 async def test_a_slow_client_is_followed_at_its_pace(server: Process) -> None:

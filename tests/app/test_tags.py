@@ -202,6 +202,20 @@ async def test_the_shortest_clip_is_a_setting(tagger: Tagger) -> None:
         assert scores(await service.tag(tune(3.5)))
 
 
+async def test_a_query_of_many_parameters_is_refused_before_each_is_judged(service: Service) -> None:
+    allowed = "&".join(f"x{number}=1" for number in range(32))
+
+    findings = check_problem(
+        await service.client.post(f"/v1/tags?{allowed}", content=b"x"), 422, "bad-parameter"
+    )
+    refused = check_problem(
+        await service.client.post(f"/v1/tags?{allowed}&windows=1", content=b"x"), 422, "bad-parameter"
+    )
+
+    assert findings["detail"].count(";") == 9
+    assert "32" in refused["detail"]
+
+
 FORMS: dict[str, tuple[dict[str, Any], int, str]] = {
     "no file": ({"files": {"song": ("a.wav", b"x")}}, 400, "no-clip"),
     "empty file": ({"files": {"file": ("a.wav", b"")}}, 400, "empty-clip"),

@@ -3,6 +3,7 @@
 import gzip
 import os
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -103,6 +104,9 @@ def test_without_a_collector_s_address_nothing_is_traced() -> None:
     assert not [line for line in server.log_lines() if "trace_id" in line]
 
 
-def test_a_collector_that_is_not_there_costs_no_request() -> None:
+def test_a_collector_that_is_not_there_costs_no_request_and_few_seconds_of_a_stop() -> None:
     with exporting("http://127.0.0.1:9") as server:
         assert scores(server.post(tune(2)))
+        stopping = time.monotonic()
+
+    assert time.monotonic() - stopping < 6
