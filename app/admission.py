@@ -156,15 +156,14 @@ class Body:
         settings = self._state.settings
         now = asyncio.get_running_loop().time()
         idle, whole = now + settings.upload_idle_s, self._started + settings.upload_timeout_s
-        receiving = asyncio.ensure_future(self._receive())
-        cut = asyncio.ensure_future(self._state.out_of_time.wait())
         try:
-            async with asyncio.timeout_at(min(idle, whole, self.until)):
-                await asyncio.wait({receiving, cut}, return_when=asyncio.FIRST_COMPLETED)
-            if receiving.done():
-                return receiving.result()
-            raise ProblemError("draining", "The service stopped before the body had come.", retry_after_s=1)
+            async with asyncio.timeout_at(min(idle, whole, self.until)) as timeout:
+                with self._state.cut_short(timeout):
+                    return await self._receive()
         except TimeoutError:
+            if self._state.out_of_time.is_set():
+                detail = "The service stopped before the body had come."
+                raise ProblemError("draining", detail, retry_after_s=1) from None
             if self.until <= min(idle, whole):
                 detail = f"The body was not complete after {self.until - self._started:g} s, its deadline."
             elif whole <= idle:
@@ -172,10 +171,6 @@ class Body:
             else:
                 detail = f"No byte of the body arrived for {settings.upload_idle_s:g} s."
             raise ProblemError("slow-body", detail) from None
-        finally:
-            receiving.cancel()
-            cut.cancel()
-            await asyncio.gather(receiving, cut, return_exceptions=True)
 
     def _note_upload(self) -> None:
         took = asyncio.get_running_loop().time() - self._started

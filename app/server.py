@@ -82,7 +82,7 @@ class Server(uvicorn.Server):
         if self.force_exit or self._state.failed:
             return True
         if waited > settings.grace_s:
-            self._state.out_of_time.set()
+            self._state.end_grace()
             return True
         return self._state.admitted == 0 and waited >= settings.drain_delay_s
 

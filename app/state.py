@@ -1,7 +1,8 @@
 """What the parts of one running application share; everything else is handed to them."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
@@ -31,6 +32,7 @@ class State:
         self.inflight_bytes = 0
         self.listeners = 0
         self.one_json_body = asyncio.Lock()
+        self._timeouts: set[asyncio.Timeout] = set()
         self._on_failure = on_failure
         self._watch()
 
@@ -40,6 +42,24 @@ class State:
         if self.loaded is None:
             raise ProblemError("not-ready", "The model is not loaded.", retry_after_s=1)
         return self.loaded
+
+    @contextmanager
+    def cut_short(self, timeout: asyncio.Timeout) -> Iterator[None]:
+        """Let a timeout pass when the grace time is over, within the block."""
+        self._timeouts.add(timeout)
+        if self.out_of_time.is_set():
+            timeout.reschedule(0)
+        try:
+            yield
+        finally:
+            self._timeouts.discard(timeout)
+
+    def end_grace(self) -> None:
+        """Drop all work, and what waits for bodies."""
+        self.out_of_time.set()
+        for timeout in self._timeouts:
+            if not timeout.expired():
+                timeout.reschedule(0)
 
     def fail(self) -> None:
         """The service cannot come back by itself: take no more work and let the process end. Thread-safe."""

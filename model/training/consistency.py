@@ -30,6 +30,9 @@ MOST_CLIPS: Final = 3000
 FLAT_DB: Final = (0.0,) * 9
 PARTS_S: Final = (1, 1, 3, 5)
 """Seconds of the parts of a clip that are heard alone, each somewhere."""
+COMES_AND_GOES: Final = ("vocal",)
+"""Tags that a part does not share with what is around it: a second without a voice lies in many a song. With
+parts, the vocal ROC-AUC on human clips of `val` was 0.846, not 0.860."""
 CLEAN: Final = 3.0
 """What a window as it is counts, whose logits are to stay, beside 1 of each other."""
 NO_MUSIC: Final = ("noise", "speech", "sounds", "field")
@@ -43,7 +46,7 @@ STILL: Final = 1e-3
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Windows [B, E], what to say of them [B, K], and what each counts."""
+    """Windows [B, E], what to say of them [B, K], NaN unknown, and what each counts."""
 
     windows: NDArray[np.float32]
     logits: Floats
@@ -76,9 +79,10 @@ def teach(network: TaggerNetwork, heard: Sequence[Heard]) -> None:
     missing = asked - network.classify(windows).cpu().numpy()
     inputs = [part.cpu().numpy() for part in inputs_of(network.head, windows)]
     for tag in range(len(network.tags)):
+        known = ~np.isnan(missing[:, tag])
         scales = scales_of(network.head, tag)
-        scaled = np.concatenate([scale * part for scale, part in zip(scales, inputs, strict=True)], 1)
-        change, shift = weighted_ridge(scaled, missing[:, tag], counts)
+        scaled = np.concatenate([scale * part[known] for scale, part in zip(scales, inputs, strict=True)], 1)
+        change, shift = weighted_ridge(scaled, missing[known, tag], counts[known])
         _add(network.head, tag, change, shift)
 
 
@@ -101,7 +105,9 @@ def hear(
             start = int(rng.integers(mel.shape[1] - length))
             part = fill_segment(mel[:, start : start + length])[None]
             around = _windows_around(start * HOP / SAMPLE_RATE_HZ, seconds, len(logits))
-            yield Heard(_embed(network, part, device), logits[around].mean(0, keepdims=True), times)
+            asked = logits[around].mean(0, keepdims=True)
+            asked[:, [tag in COMES_AND_GOES for tag in network.tags]] = np.nan
+            yield Heard(_embed(network, part, device), asked, times)
 
 
 def inputs_of(head: Head, windows: Tensor) -> list[Tensor]:

@@ -230,7 +230,7 @@ async def test_an_upload_that_outlives_the_grace_time_is_told_so(tagger: Tagger)
         answering = asyncio.create_task(request.run())
         await until(lambda: request.pieces_taken == 1)
 
-        service.state.out_of_time.set()
+        service.state.end_grace()
 
         await until(lambda: len(request.outgoing) > 1)
         request.vanish()
