@@ -67,6 +67,8 @@ class Lane:
     reserved: int
     is_live: bool = False
     """Whether it need not wait for its turn: somebody is listening."""
+    beyond: int = 0
+    """Segments that will come beside those that are reserved, as far as is known."""
     items: deque[_Item] = field(default_factory=deque)
     taken: int = 0
     """Segments of this turn that the device has had."""
@@ -78,6 +80,10 @@ class Lane:
     def resize(self, segments: int) -> None:
         """Give back room that this clip turned out not to need."""
         self.batcher.reserve(self, min(segments, self.reserved))
+
+    def expect(self, segments: int) -> None:
+        """Say how many segments are still to be done, so that nobody is let in who would be late."""
+        self.batcher.expect(self, segments)
 
     def release(self) -> None:
         """Leave the queue: segments that still wait are dropped, and all room is given back."""
@@ -139,6 +145,7 @@ class Batcher:
         self._turn = 0
         self._waiting = 0
         self._reserved = 0
+        self._beyond = 0
         self._busy_since = 0.0
         self._finished = 0.0
         self._pace: deque[tuple[int, float]] = deque(maxlen=RATE_BATCHES)
@@ -182,9 +189,15 @@ class Batcher:
         with self._changed:
             self._reserve(lane, segments)
 
+    def expect(self, lane: Lane, segments: int) -> None:
+        """See Lane.expect."""
+        with self._changed:
+            self._expect(lane, segments)
+
     def leave(self, lane: Lane) -> None:
         """See Lane.release."""
         with self._changed:
+            self._expect(lane, 0)
             self._reserve(lane, 0)
             self._waiting -= len(lane.items)
             if lane.items:
@@ -202,6 +215,11 @@ class Batcher:
         self._reserved += segments - lane.reserved
         lane.reserved = segments
 
+    def _expect(self, lane: Lane, segments: int) -> None:
+        beyond = max(segments - lane.reserved, 0)
+        self._beyond += beyond - lane.beyond
+        lane.beyond = beyond
+
     # What can be seen from outside
 
     @property
@@ -213,6 +231,11 @@ class Batcher:
     def reserved(self) -> int:
         """Segments of room that admitted clips take, whether they are decoded or not."""
         return self._reserved
+
+    @property
+    def expected(self) -> int:
+        """Segments that admitted clips are still to take the device, as far as is known."""
+        return self._reserved + self._beyond
 
     @property
     def alive(self) -> bool:
@@ -241,7 +264,7 @@ class Batcher:
         with self._changed:
             segments = sum(count for count, _ in self._pace)
             seconds = sum(elapsed for _, elapsed in self._pace)
-            return self._reserved * seconds / segments if segments else 0.0
+            return self.expected * seconds / segments if segments else 0.0
 
     def retry_after_s(self) -> int:
         """`backlog_s` in whole seconds, 1 at least."""

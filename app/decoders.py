@@ -135,7 +135,7 @@ class Decoding:
         self._key = key
         # One of its own, as a request that is given up closes its file in any moment.
         self._descriptor = os.dup(clip.fileno())
-        self._listening = listening
+        self.listening = listening
         self._life = 0
         self._taken = 0
         process.clips += 1
@@ -164,7 +164,7 @@ class Decoding:
                 self._begin_unless_begun()
                 self._process.send(Take(self._key, count))
                 turn = cast(Turn, self._process.answer())
-                segments = self._process.segments(turn, self._listening.segment_samples)
+                segments = self._process.segments(turn, self.listening.segment_samples)
             except DecoderDiedError:
                 continue
             self.info, self.ended = turn.info, turn.ended
@@ -176,7 +176,7 @@ class Decoding:
 
     def _begin_unless_begun(self) -> None:
         if self._life != self._process.life:
-            self._process.send(Open(self._key, self._listening, self._taken), self._descriptor)
+            self._process.send(Open(self._key, self.listening, self._taken), self._descriptor)
             self._life = self._process.life
 
     def _close(self) -> None:

@@ -5,6 +5,7 @@ whole, and a decoder serves its clips in rotation.
 """
 
 import asyncio
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -202,15 +203,25 @@ class Pipeline:
 
     async def _embed_all(self, decoding: Decoding, lane: Lane, work: Work) -> AudioInfo:
         while not decoding.ended:
-            for segment in await self._decode_turn(decoding, work):
+            segments = await self._decode_turn(decoding, work)
+            lane.expect(self._segments_of(decoding) - len(work.rows))
+            for segment in segments:
                 if len(work.pending) >= self._settings.clip_segments:
                     await self._collect(work)
                 work.pending.append(lane.submit(segment))
+        lane.expect(0)
         while work.pending:
             lane.resize(len(work.pending))
             await self._collect(work)
         assert decoding.info is not None  # noqa: S101 - known since the first turn
         return decoding.info
+
+    def _segments_of(self, decoding: Decoding) -> int:
+        """About how many segments the clip has, or the part that is wanted: by what its header says."""
+        how, info = decoding.listening, decoding.info
+        assert info is not None  # noqa: S101 - known since the first turn
+        seconds = min(info.duration_s - how.start_s, how.duration_s or how.max_s, how.max_s)
+        return max(0, math.ceil(seconds / self.tagger.bundle.hop_s))
 
     @staticmethod
     async def _collect(work: Work) -> None:

@@ -194,6 +194,27 @@ async def test_the_bytes_are_given_back_though_the_answer_is_not_taken(tagger: T
         check_problem(response, 415, "not-audio")
 
 
+async def test_a_long_song_counts_whole_as_soon_as_its_length_is_known(tagger: Tagger) -> None:
+    async with serving(tagger, clip_segments=4) as service:
+        assert scores(await service.tag(tune(20)))  # tells the rate
+        service.tagger.hold()
+        song = asyncio.create_task(service.tag(tune(600)))
+        part = asyncio.create_task(
+            service.client.post("/v1/tags?start_s=300&duration_s=50", content=tune(600))
+        )
+
+        batcher = service.state.pipeline.batcher
+        await until(lambda: batcher.expected == 600 / 5 + 50 / 5)
+
+        late = await service.tag(tune(3), headers={"X-Request-Timeout": f"{batcher.backlog_s():.3f}"})
+        check_problem(late, 429, "queue-full")
+        assert int(late.headers["retry-after"]) >= batcher.backlog_s()
+        service.tagger.free.set()
+        assert scores(await song)
+        assert scores(await part)
+        assert batcher.expected == 0
+
+
 # Pace
 
 

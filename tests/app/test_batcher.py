@@ -259,6 +259,22 @@ def test_room_that_is_not_needed_is_given_back(batcher: Batcher) -> None:
     assert not batcher.has_room(35)
 
 
+def test_what_is_known_to_come_counts_as_work_but_takes_no_room(batcher: Batcher) -> None:
+    song, clip = batcher.admit(8), batcher.admit(8)
+
+    song.expect(100)
+    clip.expect(3)  # fewer than its room: it may prove longer than it says
+    assert (batcher.expected, batcher.reserved) == (108, 16)
+
+    song.expect(50)
+    assert batcher.expected == 58
+    song.release()
+    clip.resize(2)
+    assert (batcher.expected, batcher.reserved) == (2, 2)
+    clip.release()
+    assert (batcher.expected, batcher.reserved) == (0, 0)
+
+
 def test_retry_after_follows_the_measured_rate(batcher: Batcher, device: Device) -> None:
     device.free.clear()
     lane = batcher.admit(1)
