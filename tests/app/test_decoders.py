@@ -173,6 +173,8 @@ def test_a_decoder_does_not_load_what_it_does_not_need() -> None:
 
 def test_stopping_leaves_no_process(deaths: list[int]) -> None:
     running = Decoders(2, lambda: deaths.append(1))
+    for there in running.ping():
+        there.result(timeout=60)
     assert len(pids()) == 2
 
     running.stop()
