@@ -1,6 +1,6 @@
 """Gather free music without labels, for the public taggers to teach from.
 
-`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of six kinds:
+`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of seven kinds:
 
 * `debian`: other parts of the music in the Debian packages that a corpus names (its training split only), or
   in others (`--packages`);
@@ -9,12 +9,14 @@
   soundfonts;
 * `mix`: a piece of the corpus that is sung, laid over one of the above: a voice over anything is `vocal`;
   its source names both, so that whoever leaves one of them out leaves the mix out;
+* `sung`: choirs, solo voices and chopped hooks made of speech (`singing`), alone or over one of the above;
 * `field`: recordings of weather, water, animals, crowds and machines, which games play as ambience;
 * `other`: speech, game sounds, noise and tones.
 
 The last two are no music: no tag applies.
 
-Needs Debian's `mma`, `fluidsynth`, `openmpt123`, the soundfont packages, and `apt-get download`.
+Needs Debian's `mma`, `fluidsynth`, `openmpt123`, the soundfont packages, `apt-get download`, and for `sung`
+PyPI's `pyworld-prebuilt`.
 Nothing of it is needed to use or to retrain the tagger on labelled clips of one's own.
 """
 
@@ -38,6 +40,7 @@ from numpy.typing import NDArray
 
 from model.audio import AudioError, read_audio
 from model.tags import TAGS
+from model.training import singing
 from model.training.augmentation import change_speed
 from model.training.corpus import SOURCES, Clip, read_manifest
 
@@ -83,7 +86,12 @@ DEBIAN = "Debian package "
 """What stands before a package's name in a source."""
 SHORT_S = 8.0
 """Field recordings below this are joined: repeated for 29 s they would have a beat."""
-SPEECH_PACKAGES = [f"asterisk-core-sounds-{language}-wav" for language in ("en", "es", "fr", "it", "ru")]
+SPEECH_PACKAGES = [f"asterisk-core-sounds-{language}-g722" for language in ("en", "es", "fr", "it", "ru")]
+"""A speaker each, at 16 kHz."""
+LONG_PROMPT = 16_000
+"""Bytes, 2 s: from such prompts singers learn their syllables."""
+PROMPTS_PER_SINGER = 5
+SINGERS_PER_CHOIR = 3
 SOUNDFONTS = {
     "sf2/FluidR3_GM.sf2": 4,
     "sf2/TimGM6mb.sf2": 3,
@@ -91,6 +99,8 @@ SOUNDFONTS = {
     "sf3/MuseScore_General.sf3": 1,
 }
 """How often each is taken; the last one takes long to load."""
+SUNG_ALONE = 0.4
+"""Share of sung pieces that nothing is played under."""
 MMA_LIBRARY = Path("/usr/share/mma/lib")
 PROGRESSIONS = [
     "C G Am F", "Am F C G", "C Am F G", "Dm G C Am", "C F G C", "Em C G D", "Am G F E7", "C7 F7 C7 G7",
@@ -278,32 +288,81 @@ def mix_piece(index: int, voice: Clip, bed: Piece, rng: random.Random) -> Piece:
     """
     sung, _ = read_audio(voice.path)
     sung = fit(change_speed(sung, 2 ** rng.uniform(-0.25, 0.25)))
-    gain = 10 ** (rng.uniform(0.0, 8.0) / 20)
-    ratio = gain * float(np.sqrt(np.mean(bed.samples**2)) / max(1e-4, np.sqrt(np.mean(sung**2))))
-    mixed = bed.samples + ratio * sung
-    mixed *= 0.9 / max(1e-4, float(np.abs(mixed).max()))
+    mixed = lay_over(bed.samples, sung, rng.uniform(0.0, 8.0))
     source = SOURCES.join((voice.source, bed.source))
     return Piece(f"mix-{index}", source, f"{voice.id} over {bed.title}", mixed, {"vocal": 1})
 
 
+def lay_over(bed: Samples, voice: Samples, decibels: float) -> Samples:
+    """A voice over a bed [T] each, so far above it in power, at a peak of 0.9."""
+    gain = 10 ** (decibels / 20)
+    ratio = gain * float(np.sqrt(np.mean(bed**2)) / max(1e-4, np.sqrt(np.mean(voice**2))))
+    mixed = bed + ratio * voice
+    mixed *= 0.9 / max(1e-4, float(np.abs(mixed).max()))
+    return mixed
+
+
+def sung_piece(index: int, speakers: list[list[Path]], beds: Sequence[Piece], rng: random.Random) -> Piece:
+    """A choir, a solo voice or a chopped hook, alone or -3 to 9 dB above one of the beds in power."""
+    voices = np.random.default_rng(rng.randrange(2**32))
+    kind = rng.choices(["choir", "solo", "hook"], [5, 3, 2])[0]
+    singers = [singer(rng.choice(speakers), rng) for _ in range(SINGERS_PER_CHOIR if kind == "choir" else 1)]
+    if kind == "choir":
+        sung = fit(singing.choir(singers, PIECE_S, voices))
+    else:
+        sung = fit((singing.solo if kind == "solo" else singing.hook)(singers[0], PIECE_S, voices))
+    if not beds or rng.random() < SUNG_ALONE:
+        return Piece(f"sung-{index}", "sung", kind, sung, {"vocal": 1})
+    bed = rng.choice(beds)
+    mixed = lay_over(bed.samples, sung, rng.uniform(-3.0, 9.0))
+    source = SOURCES.join(("sung", bed.source))
+    return Piece(f"sung-{index}", source, f"{kind} over {bed.title}", mixed, {"vocal": 1})
+
+
+def singer(prompts: list[Path], rng: random.Random) -> list[singing.Syllable]:
+    """The syllables of a few of a speaker's prompts."""
+    chosen = rng.sample(prompts, min(PROMPTS_PER_SINGER, len(prompts)))
+    return [syllable for path in chosen for syllable in singing.syllables(read_prompt(path))]
+
+
+def read_prompt(path: Path) -> Samples:
+    """A G.722 file, which names neither its format nor its rate, as [T]; [0] where it holds nothing."""
+    try:
+        with av.open(str(path), format="g722") as container:
+            frames = [frame.to_ndarray()[0] for frame in container.decode(audio=0)]
+    except av.FFmpegError:
+        return np.zeros(0, np.float32)
+    return np.concatenate(frames or [np.zeros(0, np.int16)]).astype(np.float32) / np.float32(32768)
+
+
+def read_sound(path: Path) -> Samples:
+    """A short sound as [T]; [0] where it cannot be read."""
+    try:
+        return read_audio(path, min_s=0.3)[0]
+    except AudioError:
+        return np.zeros(0, np.float32)
+
+
 def speech_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
     """Telephone prompts spoken one after the other, with pauses."""
-    parts: list[Samples] = []
-    while sum(map(len, parts)) < PIECE:
-        try:
-            samples, _ = read_audio(rng.choice(files), min_s=0.3)
-        except AudioError:
-            continue
-        parts += [samples, np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE_HZ), np.float32)]
-    return Piece(
-        f"speech-{index}", "speech", "spoken prompts", fit(np.concatenate(parts)), dict.fromkeys(TAGS, 0)
-    )
+    spoken = one_by_one(files, read_prompt, rng)
+    return Piece(f"speech-{index}", "speech", "spoken prompts", spoken, dict.fromkeys(TAGS, 0))
 
 
 def sounds_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
     """Short game sounds, one after the other."""
-    piece = speech_piece(index, files, rng)
-    return Piece(f"sounds-{index}", "sounds", "game sounds", piece.samples, dict.fromkeys(TAGS, 0))
+    sounds = one_by_one(files, read_sound, rng)
+    return Piece(f"sounds-{index}", "sounds", "game sounds", sounds, dict.fromkeys(TAGS, 0))
+
+
+def one_by_one(files: list[Path], read: Callable[[Path], Samples], rng: random.Random) -> Samples:
+    """Files drawn at random, with pauses between them, as [PIECE]."""
+    parts: list[Samples] = []
+    while sum(map(len, parts)) < PIECE:
+        samples = read(rng.choice(files))
+        if len(samples):
+            parts += [samples, np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE_HZ), np.float32)]
+    return fit(np.concatenate(parts))
 
 
 def noise_piece(index: int, rng: random.Random) -> Piece:
@@ -380,7 +439,7 @@ class Writer:
 def gather(
     manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: int, packages: Sequence[str] = ()
 ) -> None:
-    """Gather `counts` pieces a kind (`per_package`, `field`, `midi`, `mix`, `other`) beside a corpus.
+    """Gather `counts` pieces a kind (`per_package`, `field`, `midi`, `mix`, `sung`, `other`) beside a corpus.
 
     Music comes from `packages`, or from those that the corpus names.
 
@@ -402,16 +461,18 @@ def gather(
 
     def keep(piece: Piece) -> None:
         writer.add(piece)
-        if len(beds) < 2 * counts["mix"] and rng.random() < 0.3:
+        if len(beds) < max(2 * counts["mix"], counts["sung"]) and rng.random() < 0.3:
             beds.append(piece)
 
     for index in range(counts["other"]):
         writer.add(noise_piece(index, rng))
-    speech = [f for package in SPEECH_PACKAGES for f in unpack(package, work).rglob("*.wav")]
+    wanted = SPEECH_PACKAGES if counts["other"] or counts["sung"] else ()
+    speakers = [sorted(unpack(package, work).rglob("*.g722")) for package in wanted]
+    speech = [file for speaker in speakers for file in speaker]
     sounds = [
         f for package in chosen for f in unpack(package, work).rglob("*.wav") if f.stat().st_size < 300_000
     ]
-    if counts["other"] and not (speech and sounds):
+    if (counts["other"] and not (speech and sounds)) or (counts["sung"] and not speech):
         raise ValueError("no speech or no game sounds: can `apt-get download` get Debian's packages here?")
     for index in range(counts["other"]):
         writer.add(speech_piece(index, speech, rng))
@@ -436,6 +497,10 @@ def gather(
     voices = [clip for clip in clips if clip.labels[0] == 1.0]
     for index in range(counts["mix"]):
         writer.add(mix_piece(index, rng.choice(voices), rng.choice(beds), rng))
+    long = [[f for f in speaker if f.stat().st_size > LONG_PROMPT] for speaker in speakers]
+    able = [speaker for speaker in long if speaker]
+    sung = [(i, able, beds, random.Random(f"sung {seed} {i}")) for i in range(counts["sung"])]  # noqa: S311
+    _in_parallel(lambda pick: [sung_piece(*pick)], sung, writer.add)
 
 
 def _in_parallel(make: Callable[[Any], list[Piece]], items: list[Any], keep: Callable[[Piece], None]) -> None:
@@ -460,10 +525,11 @@ def main() -> None:
     parser.add_argument("--field", type=int, default=40, help="field recordings a package, at most")
     parser.add_argument("--midi", type=int, default=800)
     parser.add_argument("--mix", type=int, default=400)
+    parser.add_argument("--sung", type=int, default=400, help="pieces that are sung by voices made of speech")
     parser.add_argument("--other", type=int, default=50, help="pieces each of noise, speech and game sounds")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
-    kinds = ("per_package", "field", "midi", "mix", "other")
+    kinds = ("per_package", "field", "midi", "mix", "sung", "other")
     gather(a.manifest, a.out, a.work, {kind: getattr(a, kind) for kind in kinds}, a.seed, a.packages)
 
 

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-import pyworld  # type: ignore[import-not-found]
+import pyworld
 from numpy.typing import NDArray
 from scipy.io import wavfile
 from scipy.signal import fftconvolve, resample_poly

@@ -5,6 +5,7 @@ import zipfile
 from itertools import pairwise
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,8 +23,11 @@ from model.training.gather import (
     gather,
     mix_piece,
     noise_piece,
+    read_prompt,
     read_track,
+    speech_piece,
     spread,
+    sung_piece,
     unzip_audio,
     write_flac,
 )
@@ -68,6 +72,49 @@ def test_a_mix_is_vocal_and_names_the_sources_of_both() -> None:
     assert mix.labels == {"vocal": 1}
     assert np.abs(mix.samples).max() == pytest.approx(0.9, abs=0.01)
     assert 0.2 < abs(np.corrcoef(mix.samples, bed.samples)[0, 1]) < 0.9
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """One speaker's prompts as G.722, as telephone exchanges keep them."""
+    folder = tmp_path_factory.mktemp("prompts")
+    speech = (read_audio(CLIPS / "speech.opus")[0] * 32767).astype(np.int16)
+    paths = [folder / f"{index}.g722" for index in range(2)]
+    for path, half in zip(paths, np.array_split(speech, 2), strict=True):
+        with av.open(str(path), "w", format="g722") as container:
+            stream = container.add_stream("g722", rate=16_000, layout="mono")
+            frame = av.AudioFrame.from_ndarray(half[None, : len(half) // 2 * 2], format="s16", layout="mono")
+            frame.sample_rate = 16_000
+            for packet in [*stream.encode(frame), *stream.encode(None)]:
+                container.mux(packet)
+    return paths
+
+
+def test_prompts_are_read_at_their_rate(prompts: list[Path], tmp_path: Path) -> None:
+    whole = len(read_audio(CLIPS / "speech.opus")[0])
+    (tmp_path / "empty.g722").touch()
+
+    assert sum(len(read_prompt(path)) for path in prompts) == pytest.approx(whole, abs=1000)
+    assert len(read_prompt(tmp_path / "empty.g722")) == 0
+
+
+def test_sung_pieces_are_vocal_and_name_what_is_played_under_them(prompts: list[Path]) -> None:
+    bed = Piece("b", "band", "a tune", fit(read_track(CLIPS / "club_track.opus")), {"vocal": 0})
+
+    pieces = [sung_piece(index, [prompts], [bed], random.Random(index)) for index in (0, 3)]
+
+    assert all(piece.labels == {"vocal": 1} and len(piece.samples) == PIECE for piece in pieces)
+    assert {piece.source for piece in pieces} == {"sung", SOURCES.join(("sung", "band"))}
+    for piece in pieces:
+        assert np.abs(piece.samples).max() == pytest.approx(0.9 if "band" in piece.source else 0.8, abs=0.01)
+
+
+def test_speech_is_prompts_with_pauses(prompts: list[Path]) -> None:
+    piece = speech_piece(0, prompts, random.Random(0))
+
+    assert piece.labels == dict.fromkeys(TAGS, 0)
+    assert np.abs(piece.samples).max() > 0.1
+    assert (piece.samples == 0).mean() > 0.001
 
 
 def test_long_field_recordings_are_pieces_and_short_ones_are_joined(tmp_path: Path) -> None:
