@@ -525,7 +525,7 @@ def main() -> None:
     parser.add_argument("--field", type=int, default=40, help="field recordings a package, at most")
     parser.add_argument("--midi", type=int, default=800)
     parser.add_argument("--mix", type=int, default=400)
-    parser.add_argument("--sung", type=int, default=400, help="pieces that are sung by voices made of speech")
+    parser.add_argument("--sung", type=int, default=200, help="pieces that are sung by voices made of speech")
     parser.add_argument("--other", type=int, default=50, help="pieces each of noise, speech and game sounds")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()

@@ -38,7 +38,7 @@ from model.training.checks import (
     warn_of_one_class,
     warn_of_shared_sources,
 )
-from model.training.corpus import Clip, ManifestError
+from model.training.corpus import SOURCES, Clip, ManifestError
 from model.training.cross_validation import cross_validate, deal, shares_source
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
@@ -46,6 +46,7 @@ from model.training.train import (
     TrainSettings,
     balance,
     drawn_ahead,
+    fit,
     prepare,
     train,
     with_fast_filters,
@@ -176,6 +177,21 @@ def test_radial_basis_functions_stay_with_the_convolutions_that_they_were_fitted
             torch.testing.assert_close(value, before[name], msg=name)
     learnt = ("branches.0.mid.0.conv.weight", "head.hidden.weight")
     assert not any(torch.equal(after.get_parameter(name), before[name]) for name in learnt)
+
+
+def test_radial_basis_functions_are_fitted_anew_where_teachers_say_what_to_learn(
+    manifest: Path, tmp_path: Path, fitted: Path
+) -> None:
+    settings = settings_for(manifest, tmp_path / "second", init=fitted, steps=2)
+    labels = np.tile(np.array([[0.0, 1.0], [1.0, 0.0]], np.float32), (4, 1))
+    material = a_material(labels, "abcdefgh")
+
+    network = fit(
+        replace(settings, teachers=tmp_path), material, material, torch.device("cpu"), lambda *_: None
+    )
+
+    before = load_bundle(fitted)[1].get_buffer("head.radial.centres")
+    assert not torch.equal(network.get_buffer("head.radial.centres"), before)
 
 
 def test_other_tags_go_on_without_radial_basis_functions(
@@ -732,6 +748,18 @@ def test_rare_positives_and_small_sources_are_drawn_more_often() -> None:
 
     assert weights[8] > weights[0]
     assert weights[8] == weights[9]
+
+
+@pytest.mark.parametrize(
+    ("source", "times"), [("sung", 4.0), (SOURCES.join(("sung", "band")), 4.0), ("speech", 2.0)]
+)
+def test_song_and_speech_that_were_made_for_it_are_drawn_more_often(source: str, times: float) -> None:
+    material = a_material(np.zeros((4, 1), np.float32), "abcd")
+    named = replace(material, clips=[*material.clips[:3], replace(material.clips[3], source=source)])
+
+    weights = balance(named)
+
+    assert weights[3] == pytest.approx(times * weights[0])
 
 
 def test_a_batch_is_the_same_whenever_it_is_drawn_and_holds_what_its_clips_do() -> None:
