@@ -19,6 +19,8 @@ from model.training.augmentation import Generator, Samples, decaying_noise, reve
 Floats = NDArray[np.float64]
 Notes = Sequence[tuple[int | None, float]]
 """MIDI numbers, None a rest, and their seconds."""
+Register = tuple[int, int]
+"""The lowest and the highest MIDI number that is sung."""
 
 FRAME_S: Final = 0.005
 SHORTEST: Final = 16
@@ -49,22 +51,20 @@ class Syllable:
 
 @dataclass(frozen=True, slots=True)
 class Voice:
-    """What a singer is like: range in MIDI numbers, formants as a multiple of those spoken, and vibrato."""
+    """What a singer is like: formants, as a multiple of those spoken, and vibrato."""
 
-    lowest: int
-    highest: int
     formants: float
     vibrato_hz: float
     vibrato_semitones: float
 
 
-def draw_voice(rng: Generator, *, trained: bool = False) -> Voice:
+def draw_voice(rng: Generator, *, trained: bool = False) -> tuple[Voice, Register]:
     """A man, woman or child; a trained one with much vibrato, and higher notes."""
     lowest, highest, least, most = ((42, 64, 0.84, 0.95), (57, 77, 0.98, 1.12), (62, 82, 1.18, 1.28))[
         rng.choice(3, p=(0.4, 0.45, 0.15))
     ]
     depth = rng.uniform(0.6, 1.2) if trained else rng.uniform(0.05, 0.5)
-    return Voice(lowest, highest + 5 * trained, rng.uniform(least, most), rng.uniform(4.8, 6.5), depth)
+    return Voice(rng.uniform(least, most), rng.uniform(4.8, 6.5), depth), (lowest, highest + 5 * trained)
 
 
 def syllables(speech: Samples) -> Iterator[Syllable]:
@@ -120,26 +120,24 @@ def sing(
 def solo(heard: Sequence[Syllable], seconds: float, rng: Generator) -> Samples:
     """One voice, at times a trained one, in a room."""
     trained = rng.random() < 0.35
-    voice = draw_voice(rng, trained=trained)
+    voice, register = draw_voice(rng, trained=trained)
     beat_s = 60 / rng.uniform(40, 80) if trained else 60 / rng.uniform(70, 130)
-    notes = melody(seconds, beat_s, voice, rng, rests=0.12)
+    notes = melody(seconds, beat_s, register, rng, rests=0.12)
     return _in_a_room(sing(heard, notes, voice, rng), rng.uniform(0.3, 2.0), rng.uniform(0.1, 0.5), rng)
 
 
 def choir(singers: Sequence[Sequence[Syllable]], seconds: float, rng: Generator) -> Samples:
     """All singers in each of two to four parts, on the same words, in a church or a hall."""
-    first = Voice(*((60, 74) if rng.random() < 0.7 else (50, 62)), 1.0, 5.5, 0.3)
+    register = (60, 74) if rng.random() < 0.7 else (50, 62)
     scale = scale_notes(rng)
-    lead = melody(seconds, 60 / rng.uniform(35, 75), first, rng, rests=0.08, scale=scale)
+    lead = melody(seconds, 60 / rng.uniform(35, 75), register, rng, rests=0.08, scale=scale)
     words = rng.integers(1000, size=len(lead)).tolist()
     total = np.zeros(int((seconds + 1) * SAMPLE_RATE_HZ), np.float32)
     for part, below in enumerate(CHORDS[rng.integers(len(CHORDS))]):
         line = [(None if note is None else scale[scale.index(note) - below], length) for note, length in lead]
         formants = 0.87 if part > 1 else 1.05
         for heard in singers:
-            voice = Voice(
-                0, 0, formants * rng.uniform(0.94, 1.06), rng.uniform(4.8, 6.2), rng.uniform(0.1, 0.5)
-            )
+            voice = Voice(formants * rng.uniform(0.94, 1.06), rng.uniform(4.8, 6.2), rng.uniform(0.1, 0.5))
             late = int(rng.uniform(0, 0.05) * SAMPLE_RATE_HZ)
             sung = sing(heard, line, voice, rng, words)[: len(total) - late]
             total[late : late + len(sung)] += rng.uniform(0.6, 1.0) * sung
@@ -148,9 +146,9 @@ def choir(singers: Sequence[Sequence[Syllable]], seconds: float, rng: Generator)
 
 def hook(heard: Sequence[Syllable], seconds: float, rng: Generator) -> Samples:
     """Two bars of a few chopped syllables, again and again, as in dance music."""
-    voice = draw_voice(rng)
+    voice, (lowest, highest) = draw_voice(rng)
     length = 60 / rng.uniform(116, 134) / 2
-    tonic = int(rng.integers(voice.lowest, voice.highest - 12))
+    tonic = int(rng.integers(lowest, highest - 12))
     few = rng.integers(len(heard), size=3)
     bars = [(tonic + int(rng.choice((0, 0, 3, 5, 7, 12))), int(rng.choice(few))) for _ in range(16)]
     silent = rng.random(16) < 0.5
@@ -161,10 +159,16 @@ def hook(heard: Sequence[Syllable], seconds: float, rng: Generator) -> Samples:
 
 
 def melody(
-    seconds: float, beat_s: float, voice: Voice, rng: Generator, *, rests: float, scale: Sequence[int] = ()
+    seconds: float,
+    beat_s: float,
+    register: Register,
+    rng: Generator,
+    *,
+    rests: float,
+    scale: Sequence[int] = (),
 ) -> list[tuple[int | None, float]]:
-    """A walk over a scale within a voice's range, of at least so many seconds; rests are a share of it."""
-    within = [note for note in scale or scale_notes(rng) if voice.lowest <= note <= voice.highest]
+    """A walk over a scale within a register, of at least so many seconds; rests are a share of its notes."""
+    within = [note for note in scale or scale_notes(rng) if register[0] <= note <= register[1]]
     at, total = int(rng.integers(len(within))), 0.0
     notes: list[tuple[int | None, float]] = []
     while total < seconds:

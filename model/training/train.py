@@ -69,7 +69,8 @@ DRAWERS: Final = 4
 OFTEN: Final = {"sung": 4.0, "speech": 2.0}
 """How many times as often clips of these sources are drawn: 184 sung pieces and 160 spoken ones then are a
 seventh and a twenty-fifth of all. With speech once, half of it was taken for song at 16 kHz, and with speech
-four times, human singing was told less well."""
+four times, human singing was told less well; twice lies between, and was not run: the shipped weights are the
+mean of those two runs' (MODEL_CARD)."""
 LUCK: Final = 0.01
 """A later evaluation replaces an earlier one unless its ROC-AUC is worse by more than this: less is luck."""
 
