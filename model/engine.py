@@ -55,6 +55,14 @@ class Engine(Protocol):
         ...
 
 
+class LocalEngine(Engine, Protocol):
+    """One that computes in this process, and so is also asked without its log-mel."""
+
+    def embed_mels(self, mels: FloatArray) -> FloatArray:
+        """Compute what is behind the log-mel: levelled log-mels of segments [B, 96, T] -> [B, E]."""
+        ...
+
+
 class TorchEngine:
     """The network as it is, in float32; on CUDA its convolutions compute in TF32 where the GPU can.
 
@@ -99,6 +107,15 @@ class TorchEngine:
             if following is not None:
                 ahead = self._copy(following)
         found: FloatArray = torch.cat(embeddings)[: len(segments)].cpu().numpy()
+        return found
+
+    @torch.inference_mode()
+    def embed_mels(self, mels: FloatArray) -> FloatArray:
+        """See Engine."""
+        slices = torch.from_numpy(mels).split(SLICE)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            embeddings = [self._network.embed_mel(part.to(self._device)).float() for part in slices]
+        found: FloatArray = torch.cat(embeddings).cpu().numpy()
         return found
 
     def _copy(self, segments: Tensor) -> Tensor:
@@ -154,7 +171,10 @@ class OpenVinoEngine:
     def __call__(self, segments: FloatArray) -> FloatArray:
         """See Engine."""
         # All log-mels first: by turns, each of the two finds the caches full of the other's (8 % slower).
-        mels = list(self._pool.map(self._mel_of, segments))
+        return self.embed_mels(np.stack(list(self._pool.map(self._mel_of, segments))))
+
+    def embed_mels(self, mels: FloatArray) -> FloatArray:
+        """See Engine."""
         return np.stack(list(self._pool.map(self._embed, mels)))
 
     def _prepare_thread(self) -> None:
@@ -164,17 +184,18 @@ class OpenVinoEngine:
 
     @torch.inference_mode()
     def _mel_of(self, segment: FloatArray) -> FloatArray:
-        mel: FloatArray = self._log_mel(torch.from_numpy(segment)[None]).numpy()
+        mel: FloatArray = self._log_mel(torch.from_numpy(segment)[None])[0].numpy()
         return mel
 
     def _embed(self, mel: FloatArray) -> FloatArray:
-        embedding: FloatArray = self._mine.request.infer([mel])[0][0].copy()  # the next call overwrites it
+        found = self._mine.request.infer([mel[None]])[0][0]
+        embedding: FloatArray = found.copy()  # the next call overwrites it
         return embedding
 
 
 def choose_engine(
     network: TaggerNetwork, device: torch.device, engine: str = "auto", threads: int | None = None
-) -> Engine:
+) -> LocalEngine:
     """The engine asked for, or PyTorch, with a warning, where that one is missing, fails or disagrees.
 
     Args:
@@ -209,10 +230,10 @@ def choose_engine(
 
 
 def first_that_agrees(
-    candidates: Iterable[Callable[[], Engine]],
-    reference: Engine,
+    candidates: Iterable[Callable[[], LocalEngine]],
+    reference: LocalEngine,
     scores: Callable[[FloatArray], FloatArray],
-) -> Engine:
+) -> LocalEngine:
     """The first engine that can be built and whose scores on the probe are the reference's, else that one."""
     segments = probe()
     expected = scores(reference(segments))

@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from model.frontend import HOP, SAMPLE_RATE_HZ, level
+from model.frontend import HOP, SAMPLE_RATE_HZ
 from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, Head, TaggerNetwork
 from model.tagger import window_means
 from model.training.augmentation import Generator, blend, draw_band, mel_centres_hz, response_db
 from model.training.cache import VARIANTS
 from model.training.corpus import SOURCES
+from model.training.embedding import Embed, embedder
 from model.training.material import Material, Mel, cut_mel, fill_segment
-from model.unfolding import unfold_filters
 
 Floats = NDArray[np.float64]
 
@@ -64,9 +64,8 @@ def fit_consistency(network: TaggerNetwork, material: Material, seed: int) -> No
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(material.clips))[:MOST_CLIPS])
-    device = network.head.out.weight.device
-    fast = unfold_filters(network)
-    teach(network, [part for index in chosen for part in hear(fast, material, int(index), rng, device)])
+    embed = embedder(network, network.head.out.weight.device)
+    teach(network, [part for index in chosen for part in hear(network, embed, material, int(index), rng)])
 
 
 @torch.no_grad()
@@ -74,8 +73,7 @@ def teach(network: TaggerNetwork, heard: Sequence[Heard]) -> None:
     """Change the head's linear layers, in place, so that they say of windows what was asked."""
     counts = np.concatenate([np.full(len(part.windows), part.count) for part in heard])
     asked = np.concatenate([part.logits for part in heard])
-    windows = torch.from_numpy(np.concatenate([part.windows for part in heard]))
-    windows = windows.to(network.head.out.weight.device)
+    windows = _beside(network, np.concatenate([part.windows for part in heard]))
     missing = asked - network.classify(windows).cpu().numpy()
     inputs = [part.cpu().numpy() for part in inputs_of(network.head, windows)]
     for tag in range(len(network.tags)):
@@ -87,18 +85,18 @@ def teach(network: TaggerNetwork, heard: Sequence[Heard]) -> None:
 
 
 def hear(
-    network: TaggerNetwork, material: Material, index: int, rng: Generator, device: torch.device
+    network: TaggerNetwork, embed: Embed, material: Material, index: int, rng: Generator
 ) -> Iterator[Heard]:
     """A clip as it is, as its distorted variants and a telephone have it, and in parts."""
     mel = material.mel(index)
     source = material.clips[index].source.split(SOURCES)[0]
     times = NO_MUSIC_COUNTS if source in NO_MUSIC else 1.0
-    windows = window_means(_embed(network, cut_mel(mel), device))
-    logits = network.classify(torch.from_numpy(windows).to(device)).double().cpu().numpy()
+    windows = window_means(embed(cut_mel(mel)))
+    logits = network.classify(_beside(network, windows)).double().cpu().numpy()
     yield Heard(windows, logits, CLEAN * times)
     curve = response_db(mel_centres_hz(), FLAT_DB, draw_band(rng)).astype(np.float32)
     for other in [*(material.mel(index, variant) for variant in range(1, VARIANTS)), _equalise(mel, curve)]:
-        yield Heard(window_means(_embed(network, cut_mel(other), device)), logits, times)
+        yield Heard(window_means(embed(cut_mel(other))), logits, times)
     for seconds in PARTS_S:
         length = seconds * SAMPLE_RATE_HZ // HOP
         if length < mel.shape[1]:
@@ -107,7 +105,7 @@ def hear(
             around = _windows_around(start * HOP / SAMPLE_RATE_HZ, seconds, len(logits))
             asked = logits[around].mean(0, keepdims=True)
             asked[:, [tag in COMES_AND_GOES for tag in network.tags]] = np.nan
-            yield Heard(_embed(network, part, device), asked, times)
+            yield Heard(embed(part), asked, times)
 
 
 def inputs_of(head: Head, windows: Tensor) -> list[Tensor]:
@@ -146,12 +144,9 @@ def _add(head: Head, tag: int, change: Floats, shift: float) -> None:
     last.bias[tag] += shift
 
 
-@torch.no_grad()
-def _embed(network: TaggerNetwork, mels: Mel, device: torch.device) -> NDArray[np.float32]:
-    levelled = level(torch.from_numpy(mels).to(device).float())
-    with torch.autocast(device.type, torch.bfloat16):
-        embeddings: NDArray[np.float32] = network.embed_mel(levelled).float().cpu().numpy()
-    return embeddings
+def _beside(network: TaggerNetwork, windows: NDArray[np.float32]) -> Tensor:
+    """Where the head is."""
+    return torch.from_numpy(windows).to(network.head.out.weight.device)
 
 
 def _equalise(mel: Mel, curve_db: NDArray[np.float32]) -> Mel:

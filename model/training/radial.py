@@ -15,21 +15,13 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.linear_model import Ridge
 from torch import Tensor
 
-from model.frontend import level
-from model.network import (
-    SEGMENT_S,
-    SEGMENTS_PER_WINDOW,
-    FrozenConvs,
-    MusicalBranch,
-    RadialBasis,
-    TaggerNetwork,
-)
+from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, RadialBasis, TaggerNetwork
 from model.tagger import window_means
 from model.training.corpus import SOURCES
+from model.training.embedding import embedder
 from model.training.losses import mix_targets
 from model.training.material import Material, cut_mel
 from model.training.words import TRUST, opinion_scale
-from model.unfolding import unfold_filters
 
 VARIANTS: Final = (0, 1)
 """Each clip is heard as it is and once distorted (see `cache`)."""
@@ -92,20 +84,15 @@ def beside(trust: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(trust > 0.5, 1 - trust, 2.0)
 
 
-@torch.inference_mode()
 def frozen_windows(
     network: TaggerNetwork, material: Material, device: torch.device
 ) -> list[tuple[int, NDArray[np.float32]]]:
     """What the frozen convolutions find in the windows: a clip, [windows, E], for each clip and variant."""
-    fast = unfold_filters(network)
-    branch = cast("MusicalBranch", fast.branches[0])
-    frozen = cast("FrozenConvs", branch.frozen)
+    embed = embedder(network, device)
     heard = []
     for index in range(len(material.clips)):
         mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in VARIANTS])
-        with torch.autocast(device.type, torch.bfloat16):
-            normed = fast.mel_norm(level(torch.from_numpy(mels).to(device).float())[:, None])
-            segments = frozen(branch.front(normed)).float().cpu().numpy()
+        segments = embed(mels)[:, : network.head.frozen_size]
         heard += [(index, window_means(part)) for part in np.split(segments, len(VARIANTS))]
     return heard
 

@@ -45,6 +45,7 @@ from model.training.checks import (
 from model.training.consistency import fit_consistency
 from model.training.corpus import SOURCES, read_manifest
 from model.training.curves import plot_curves
+from model.training.embedding import embedder
 from model.training.losses import masked_bce, masked_mse, mix_targets
 from model.training.material import (
     Batch,
@@ -545,14 +546,11 @@ def clip_logits(
     network: TaggerNetwork, material: Material, device: torch.device
 ) -> list[NDArray[np.float64]]:
     """Logits of the windows of every clip, as the tagger cuts them: N arrays [windows, K]."""
-    fast = unfold_filters(network)
+    embed = embedder(network, device)
     logits = []
     for index in range(len(material.clips)):
-        mels = level(torch.from_numpy(cut_mel(material.mel(index))).to(device).float())
-        with torch.autocast(device.type, torch.bfloat16):
-            embeddings = fast.embed_mel(mels).float().cpu().numpy()
-        windows = torch.from_numpy(window_means(embeddings)).to(device)
-        logits.append(network.classify(windows).cpu().numpy().astype(np.float64))
+        windows = torch.from_numpy(window_means(embed(cut_mel(material.mel(index)))))
+        logits.append(network.classify(windows.to(device)).cpu().numpy().astype(np.float64))
     return logits
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from model.network import SEGMENT_S, TaggerNetwork
 from model.training.consistency import _windows_around, fit_consistency, hear, weighted_ridge
+from model.training.embedding import embedder
 from model.training.material import Material
 from tests.model.test_radial import UNKNOWN, material_of, network_of, radial_of
 
@@ -34,8 +35,9 @@ def off_by(network: TaggerNetwork, target: TaggerNetwork, clips: Material) -> tu
     clean: list[float] = []
     others: list[float] = []
     rng = np.random.default_rng(5)
+    embed = embedder(target, CPU)
     for index in range(len(clips.clips)):
-        for number, part in enumerate(hear(target, clips, index, rng, CPU)):
+        for number, part in enumerate(hear(target, embed, clips, index, rng)):
             said = network.classify(torch.from_numpy(part.windows)).detach().numpy()
             (others if number else clean).append(float(np.square(said - part.logits).mean()))
     return float(np.mean(clean)), float(np.mean(others))

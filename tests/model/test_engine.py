@@ -13,8 +13,8 @@ from model.bundle import load_bundle
 from model.engine import (
     SLICE,
     TOLERANCE,
-    Engine,
     EngineError,
+    LocalEngine,
     OpenVinoEngine,
     TorchEngine,
     choose_engine,
@@ -150,10 +150,10 @@ def test_a_wrong_engine_gives_way_to_the_next_that_agrees(
     torch.manual_seed(0)
     other = TaggerNetwork(network.tags, network.config).eval()
 
-    def wrong() -> Engine:
+    def wrong() -> LocalEngine:
         return OpenVinoEngine(other, "fp32", threads=1)
 
-    def right() -> Engine:
+    def right() -> LocalEngine:
         return OpenVinoEngine(network, "fp32", threads=1)
 
     chosen = first_that_agrees([wrong, right], reference, lambda embeddings: scores(network, embeddings))
@@ -171,10 +171,10 @@ def test_an_engine_that_answers_no_numbers_or_fails_gives_way_to_pytorch(
     with torch.no_grad():
         broken.mel_norm.weight.fill_(torch.nan)
 
-    def no_numbers() -> Engine:
+    def no_numbers() -> LocalEngine:
         return OpenVinoEngine(broken, "fp32", threads=1)
 
-    def impossible() -> Engine:
+    def impossible() -> LocalEngine:
         return OpenVinoEngine(network, "fp32", threads=-5)
 
     chosen = first_that_agrees(
