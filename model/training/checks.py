@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,8 +23,19 @@ logger = logging.getLogger(__name__)
 
 SEEDS: Final = 2**32
 """How many seeds there are: of each and a step, one is made that PyTorch takes."""
-KEPT: Final = ("tags", "seed", "steps", "batch", "learning_rate")
-"""Settings without which a run that was stopped cannot go on."""
+FREE: Final = (
+    "manifests",  # `run_of` tells clips by their rows
+    "out",
+    "meanings",
+    "cache",
+    "calibration",
+    "evaluate_every",
+    "device",
+    "version",
+)
+"""Settings that may change before a run that was stopped goes on."""
+FOLDERS: Final = ("soft_labels", "teachers", "musicnn")
+"""Settings of which only matters whether there are any."""
 
 
 class TrainingError(ValueError):
@@ -159,10 +171,12 @@ def _has_words(settings: "TrainSettings", tag: str) -> bool:
 def run_of(settings: "TrainSettings", clips: Iterable[Clip] = ()) -> dict[str, Any]:
     """What a run that was stopped must have in common with that which goes on; the device need not be."""
     rows = repr([(clip.id, clip.source, clip.labels) for clip in clips])
-    run = {name: getattr(settings, name) for name in KEPT} | {
-        "clips": hashlib.sha256(rows.encode()).hexdigest()
+    run = {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in FREE}
+    run |= {name: run[name] is not None for name in FOLDERS} | {
+        "init": load_bundle(settings.init)[0].sha256 if settings.init else None,
+        "clips": hashlib.sha256(rows.encode()).hexdigest(),
     }
-    return dict(json.loads(json.dumps(run)))
+    return dict(json.loads(json.dumps(run, default=asdict)))
 
 
 def check_run(path: Path, saved: str, run: Mapping[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from model.audio import read_audio
-from model.bundle import BundleError, load_bundle, save_bundle
+from model.bundle import SHIPPED, BundleError, load_bundle, save_bundle
 from model.frontend import LogMel
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
 from model.segments import cut_segments
@@ -223,7 +223,9 @@ def with_rows(manifest: Path, path: Path, change: Callable[[dict[str, str]], dic
         ({"tags": ("drone", "beat")}, "different: tags"),
         ({"seed": 2}, "different: seed"),
         ({"steps": 3, "batch": 4}, "different: steps, batch"),
-        ({"network": replace(SMALL, hidden=16)}, "is of another run"),
+        ({"network": replace(SMALL, hidden=16)}, "different: network"),
+        ({"distillation": 3.0, "augment": False}, "different: distillation, augment"),
+        ({"init": SHIPPED, "keep": 0.5}, "different: init, keep"),
     ],
 )
 def test_a_run_does_not_go_on_from_the_checkpoint_of_another(
@@ -237,9 +239,8 @@ def test_a_run_does_not_go_on_from_the_checkpoint_of_another(
         train(replace(settings, **change))
 
     assert (bundle / "tagger.json").read_bytes() == before
-    assert (
-        train(replace(settings, device="auto" if not torch.cuda.is_available() else "cpu"), never) == bundle
-    )
+    other_device = "auto" if not torch.cuda.is_available() else "cpu"
+    assert train(replace(settings, device=other_device, evaluate_every=7), never) == bundle
 
 
 def test_a_run_does_not_go_on_with_other_clips_or_from_a_damaged_checkpoint(
