@@ -91,21 +91,32 @@ def hear(
     mel = material.mel(index)
     source = material.clips[index].source.split(SOURCES)[0]
     times = NO_MUSIC_COUNTS if source in NO_MUSIC else 1.0
-    windows = window_means(embed(cut_mel(mel)))
+    curve = response_db(mel_centres_hz(), FLAT_DB, draw_band(rng)).astype(np.float32)
+    distorted = [*(material.mel(index, variant) for variant in range(1, VARIANTS)), _equalise(mel, curve)]
+    wholes = [cut_mel(whole) for whole in (mel, *distorted)]
+    parts = list(_parts_of(mel, rng))
+    segments = [*wholes, *(part for part, _, _ in parts)]
+    # All in one call, so that no core waits.
+    embeddings = np.split(embed(np.concatenate(segments)), np.cumsum([len(cut) for cut in segments])[:-1])
+    windows, *others = (window_means(of_whole) for of_whole in embeddings[: len(wholes)])
     logits = network.classify(_beside(network, windows)).double().cpu().numpy()
     yield Heard(windows, logits, CLEAN * times)
-    curve = response_db(mel_centres_hz(), FLAT_DB, draw_band(rng)).astype(np.float32)
-    for other in [*(material.mel(index, variant) for variant in range(1, VARIANTS)), _equalise(mel, curve)]:
-        yield Heard(window_means(embed(cut_mel(other))), logits, times)
+    for other in others:
+        yield Heard(other, logits, times)
+    for (_, start_s, seconds), embedding in zip(parts, embeddings[len(wholes) :], strict=True):
+        asked = logits[_windows_around(start_s, seconds, len(logits))].mean(0, keepdims=True)
+        asked[:, [tag in COMES_AND_GOES for tag in network.tags]] = np.nan
+        yield Heard(embedding, asked, times)
+
+
+def _parts_of(mel: Mel, rng: Generator) -> Iterator[tuple[Mel, float, int]]:
+    """Parts of a clip, of those that are shorter than it: a segment [1, 96, T], where it begins, seconds."""
     for seconds in PARTS_S:
         length = seconds * SAMPLE_RATE_HZ // HOP
         if length < mel.shape[1]:
             start = int(rng.integers(mel.shape[1] - length))
             part = fill_segment(mel[:, start : start + length])[None]
-            around = _windows_around(start * HOP / SAMPLE_RATE_HZ, seconds, len(logits))
-            asked = logits[around].mean(0, keepdims=True)
-            asked[:, [tag in COMES_AND_GOES for tag in network.tags]] = np.nan
-            yield Heard(embed(part), asked, times)
+            yield part, start * HOP / SAMPLE_RATE_HZ, seconds
 
 
 def inputs_of(head: Head, windows: Tensor) -> list[Tensor]:
