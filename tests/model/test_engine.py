@@ -102,6 +102,20 @@ def test_pytorch_takes_a_batch_in_slices_and_keeps_its_order(
     np.testing.assert_allclose(scores(network, together[ends]), scores(network, alone), atol=ROW_TOLERANCE)
 
 
+def test_every_engine_goes_on_from_log_mels_as_from_the_samples(
+    openvino: OpenVinoEngine, reference: TorchEngine, network: TaggerNetwork, segments: NDArray[np.float32]
+) -> None:
+    with torch.inference_mode():
+        mels = network.log_mel(torch.from_numpy(segments)).numpy()
+
+    for engine in (openvino, reference):
+        embeddings = engine.embed_mels(mels)
+
+        np.testing.assert_allclose(
+            scores(network, embeddings), scores(network, engine(segments)), atol=ROW_TOLERANCE
+        )
+
+
 def test_threads_share_an_engine(openvino: OpenVinoEngine, segments: NDArray[np.float32]) -> None:
     alone = [openvino(row[None]) for row in segments]
 
