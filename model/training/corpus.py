@@ -17,8 +17,6 @@ DEFAULTS = {"source": "", "split": "train", "train_ok": "1"}
 COLUMNS = (*REQUIRED, *DEFAULTS)
 SOURCES = " + "
 """Between the sources of a mix."""
-MADE = "made"
-"""Evidence of a label that is known from how its clip was made: no tagger's words are mixed into it."""
 
 
 class ManifestError(ValueError):

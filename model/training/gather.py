@@ -5,8 +5,8 @@
 * `debian`: other parts of the music in the Debian packages that a corpus names (its training split only), or
   in others (`--packages`);
 * `module`: the tracker modules in them, rendered by `openmpt123`;
-* `midi`: accompaniments in every style that `mma` knows, half of them with a melody, rendered by `fluidsynth`
-  with several free soundfonts; of rock, jazz, blues, disco and the like, `soundtrack` is none;
+* `midi`: accompaniments in every style that `mma` knows, rendered by `fluidsynth` with several free
+  soundfonts;
 * `mix`: a piece of the corpus that is sung, laid over one of the above: a voice over anything is `vocal`;
   its source names both, so that whoever leaves one of them out leaves the mix out;
 * `sung`: choirs, solo voices and chopped hooks made of speech (`singing`), alone or over one of the above;
@@ -42,7 +42,7 @@ from model.audio import AudioError, read_audio
 from model.tags import TAGS
 from model.training import singing
 from model.training.augmentation import change_speed
-from model.training.corpus import MADE, SOURCES, Clip, read_manifest
+from model.training.corpus import SOURCES, Clip, read_manifest
 
 Samples = NDArray[np.float32]
 
@@ -99,30 +99,9 @@ SOUNDFONTS = {
     "sf3/MuseScore_General.sf3": 1,
 }
 """How often each is taken; the last one takes long to load."""
-WITH_LEAD = 0.5
-"""Share of accompaniments with a melody."""
-PASSING = (0, 0, 0, 2)
-"""Semitones above a tone of the chord."""
 SUNG_ALONE = 0.4
 """Share of sung pieces that nothing is played under."""
 MMA_LIBRARY = Path("/usr/share/mma/lib")
-NOT_TO_PICTURE = re.compile(
-    r"16beat|8beat|beat16|beat8|bebop|bigband|bluegrass|blues|bog+ie|boneym|bossa|bubblerock|calypso|cha-?cha|charleston"
-    r"|cntry|count|dance|disco|dixie|dnb|funk|fus16|fusion|hip-?hop|house|jazz|jive|latin|mambo|merengue|metal|motown"
-    r"|mtl|nitejazz|polka|pop|punk|quickstep|r\+b|ragtime|rave|^rb|reggae|rhumba|rnb|rock|salsa|samba|shuffle|ska|soul"
-    r"|swing|techno|trance|twist|zydeco",
-    re.IGNORECASE,
-)
-"""Files of mma whose styles are those of bands, on the radio or to dance to. What is left, waltzes, marches
-and ballads say, may as well be played to a picture."""
-LEADS = (
-    "AltoSax", "TenorSax", "Trumpet", "Flute", "Clarinet", "JazzGuitar", "CleanGuitar", "OverdriveGuitar",
-    "Piano1", "Vibraphone", "Organ1", "Harmonica",
-)  # fmt: skip
-"""Instruments of a melody, by mma's names."""
-RHYTHMS = ((4, 4, 4), (2, 4), (4, 2), (8, 8, 4, 4), (4, 8, 8, 4), (8, 8, 8, 8, 8, 8), (4, 8, 8, 8, 8))
-"""Notes of a bar's first three beats, by what part of a whole note each is."""
-NOTE_NAMES = ("c", "c#", "d", "d#", "e", "f", "f#", "g", "g#", "a", "a#", "b")
 PROGRESSIONS = [
     "C G Am F", "Am F C G", "C Am F G", "Dm G C Am", "C F G C", "Em C G D", "Am G F E7", "C7 F7 C7 G7",
     "Cm Ab Eb Bb", "Fm Db Ab Eb", "Dm7 G7 CM7 CM7", "Am Am Dm E7", "Am Am Am Am", "C Bb F C", "F#m D A E",
@@ -139,8 +118,6 @@ class Piece:
     title: str
     samples: Samples
     labels: dict[str, int]
-    evidence: str = "assumed"
-    """Of all its labels."""
 
 
 def unpack(package: str, work: Path) -> Path:
@@ -264,23 +241,14 @@ def grooves() -> list[tuple[Path, str]]:
 
 
 def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece | None:
-    """One groove over a random progression, key and tempo, half of them with a melody above it.
-
-    None if mma or fluidsynth refuses it.
-    """
+    """One groove over a random progression, key and tempo; None if mma or fluidsynth refuses it."""
     path, groove = style
     chords = rng.choice(PROGRESSIONS).split()
     tempo, key = rng.randint(70, 150), rng.randint(-5, 6)
     number = int(PIECE_S * tempo / 60 / 3) + 2  # of three beats at least
-    lead = rng.choice(LEADS) if rng.random() < WITH_LEAD else None
-    played = [chords[bar % len(chords)] for bar in range(number)]
-    bars = "\n".join(
-        f"{bar} {chord} {{{melody(chord, rng)}}}" if lead else f"{bar} {chord}"
-        for bar, chord in enumerate(played, 1)
-    )
+    bars = "\n".join(f"{bar + 1} {chords[bar % len(chords)]}" for bar in range(number))
     name = f"{path.relative_to(MMA_LIBRARY).with_suffix('')}:{groove}"
-    solo = f"Solo Voice {lead}\nSolo Octave 5\nSolo Articulate 90\nSolo Volume f\n" if lead else ""
-    score = f"Tempo {tempo}\nTranspose {key}\nGroove {name}\n{solo}{bars}\n"
+    score = f"Tempo {tempo}\nTranspose {key}\nGroove {name}\n{bars}\n"
     soundfont = rng.choices(list(SOUNDFONTS), list(SOUNDFONTS.values()))[0]
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -310,26 +278,7 @@ def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece
         except (AudioError, OSError, subprocess.SubprocessError):
             return None
     title = f"{path.stem}:{groove} with {Path(soundfont).stem}"
-    return Piece(f"midi-{index}", "mma", title, fit(samples), accompaniment_labels(path), MADE)
-
-
-def accompaniment_labels(path: Path) -> dict[str, int]:
-    """What is known of all styles in a file of mma: nobody sings, and bands do not play to a picture."""
-    return {"vocal": 0} | ({"soundtrack": 0} if NOT_TO_PICTURE.search(path.stem) else {})
-
-
-def melody(chord: str, rng: random.Random) -> str:
-    """Notes of a chord, and at times the one above, for three beats, as mma's solos are written."""
-    match = re.fullmatch(r"([A-G])([#b]?)(m?)(M?7?)", chord)
-    if match is None:
-        raise ValueError(f"no melody for the chord {chord!r}")
-    root, sign, minor, seventh = match.groups()
-    first = NOTE_NAMES.index(root.lower()) + {"": 0, "#": 1, "b": -1}[sign]
-    tones = [0, 3 if minor else 4, 7, *([11 if seventh == "M7" else 10] if seventh else [])]
-    return "".join(
-        f"{part}{NOTE_NAMES[(first + rng.choice(tones) + rng.choice(PASSING)) % 12]};"
-        for part in rng.choice(RHYTHMS)
-    )
+    return Piece(f"midi-{index}", "mma", title, fit(samples), {"vocal": 0})
 
 
 def mix_piece(index: int, voice: Clip, bed: Piece, rng: random.Random) -> Piece:
@@ -471,7 +420,7 @@ class Writer:
         name = f"clips/{re.sub(r'[^A-Za-z0-9.-]+', '-', piece.id)}.flac"
         write_flac(self.out / name, piece.samples)
         labels = {tag: str(piece.labels.get(tag, "")) for tag in TAGS}
-        evidence = {f"{tag}_evidence": piece.evidence for tag in piece.labels}
+        evidence = {f"{tag}_evidence": "assumed" for tag in piece.labels}
         self.rows.writerow(
             {
                 "id": piece.id,

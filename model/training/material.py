@@ -15,7 +15,7 @@ from model.segments import TAIL_PARTS
 from model.training import cache
 from model.training.augmentation import Generator, band_curve
 from model.training.cache import CLIP_S, VARIANTS
-from model.training.corpus import MADE, Clip, ManifestError
+from model.training.corpus import Clip, ManifestError
 from model.training.teachers import word_lists
 from model.training.words import by_second, opinions, standardised
 
@@ -111,7 +111,8 @@ def load_material(
     }
     if lessons and teachers is not None:
         words, soft = opinions(tags, lessons, word_lists(teachers)), _soft_targets(lessons)
-        words[np.broadcast_to(words_mean_nothing(clips, labels)[:, None], words.shape)] = np.nan
+        # Of what is no music, or nothing of the kind, a music tagger's words mean nothing.
+        words[(labels == 0.0).all(1)] = np.nan
     else:
         words = np.full((len(clips), CLIP_S, len(tags)), np.nan, np.float16)
         soft = _soft_labels(clips, soft_labels)
@@ -126,16 +127,6 @@ def load_material(
         words,
         soft,
     )
-
-
-def words_mean_nothing(clips: Sequence[Clip], labels: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Of which clips and tags no music tagger is asked, [N, K] as `labels` are.
-
-    Of what is no music, or nothing of the kind, and where it is known from how a clip was made.
-    """
-    made = np.array([[evidence == MADE for evidence in clip.evidence] for clip in clips])
-    nothing: NDArray[np.bool_] = (labels == 0.0).all(1, keepdims=True) | made.reshape(labels.shape)
-    return nothing
 
 
 def _soft_targets(lessons: dict[str, NDArray[np.float16]]) -> NDArray[np.float16]:

@@ -1,9 +1,7 @@
 """Gathering music: where pieces of a track start, and what a mix and a piece of noise are."""
 
 import random
-import re
 import zipfile
-from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
@@ -18,14 +16,11 @@ from model.tags import TAGS
 from model.training.corpus import SOURCES, Clip, read_manifest
 from model.training.gather import (
     PIECE,
-    PROGRESSIONS,
     Piece,
     Writer,
-    accompaniment_labels,
     field_pieces,
     fit,
     gather,
-    melody,
     mix_piece,
     noise_piece,
     read_prompt,
@@ -77,52 +72,6 @@ def test_a_mix_is_vocal_and_names_the_sources_of_both() -> None:
     assert mix.labels == {"vocal": 1}
     assert np.abs(mix.samples).max() == pytest.approx(0.9, abs=0.01)
     assert 0.2 < abs(np.corrcoef(mix.samples, bed.samples)[0, 1]) < 0.9
-
-
-@pytest.mark.parametrize(
-    ("chord", "tones"),
-    [
-        ("C", {"c", "e", "g"}),
-        ("F#m", {"f#", "a", "c#"}),
-        ("Ab", {"g#", "c", "d#"}),
-        ("G7", {"g", "b", "d", "f"}),
-        ("CM7", {"c", "e", "g", "b"}),
-    ],
-)
-def test_a_melody_is_of_its_chord_for_three_beats(chord: str, tones: set[str]) -> None:
-    rng = random.Random(0)
-
-    notes = [
-        re.fullmatch(r"(\d)(.+)", note) for _ in range(40) for note in melody(chord, rng).split(";")[:-1]
-    ]
-
-    assert sum(4 / int(note[1]) for note in notes if note) == 40 * 3
-    heard = Counter(note[2] for note in notes if note)
-    assert set(heard) > tones
-    assert sum(heard[tone] for tone in tones) > 0.6 * heard.total()
-
-
-def test_a_chord_that_no_melody_is_known_to_is_refused() -> None:
-    with pytest.raises(ValueError, match="no melody for the chord 'Csus4'"):
-        melody("Csus4", random.Random(0))
-
-
-@pytest.mark.parametrize("chord", sorted({chord for chords in PROGRESSIONS for chord in chords.split()}))
-def test_every_chord_that_is_played_has_a_melody(chord: str) -> None:
-    assert melody(chord, random.Random(0)).endswith(";")
-
-
-@pytest.mark.parametrize(
-    ("style", "labels"),
-    [
-        ("jazz/mellowjazz", {"vocal": 0, "soundtrack": 0}),
-        ("60srock", {"vocal": 0, "soundtrack": 0}),
-        ("vienesewaltz", {"vocal": 0}),
-        ("march", {"vocal": 0}),
-    ],
-)
-def test_what_bands_play_is_not_to_picture_and_nobody_sings_in_it(style: str, labels: dict[str, int]) -> None:
-    assert accompaniment_labels(Path(f"{style}.mma")) == labels
 
 
 @pytest.fixture(scope="module")

@@ -41,15 +41,7 @@ from model.training.checks import (
 from model.training.corpus import SOURCES, Clip, ManifestError
 from model.training.cross_validation import cross_validate, deal, shares_source
 from model.training.gather import write_flac
-from model.training.material import (
-    Material,
-    Sampler,
-    Window,
-    bursts,
-    cut_mel,
-    labels_of_mix,
-    words_mean_nothing,
-)
+from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
 from model.training.train import (
     TrainSettings,
     balance,
@@ -820,19 +812,6 @@ def test_teachers_words_rank_clips_by_the_second_and_a_tag_without_words_is_unkn
     assert np.isnan(said[:, :, 1]).all()
     assert said[1, :, 0].min() > said[0, :, 0].max()
     assert said[1, 20, 0] > said[1, 3, 0]
-
-
-def test_no_tagger_is_asked_where_the_making_tells_nor_of_what_is_no_music() -> None:
-    made, plain = ("made", ""), ("assumed", "assumed")
-    clips = [
-        Clip(str(i), Path(), "train", True, "s", (), evidence)
-        for i, evidence in enumerate([made, plain, plain])
-    ]
-    labels = np.array([[0, np.nan], [0, 1], [0, 0]], np.float32)
-
-    unasked = words_mean_nothing(clips, labels)
-
-    assert unasked.tolist() == [[True, False], [False, False], [True, True]]
 
 
 def test_sources_are_dealt_whole_and_the_largest_ones_apart() -> None:
