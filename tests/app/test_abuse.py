@@ -174,6 +174,25 @@ def test_a_wrong_length_is_told(server: Process, name: str) -> None:
     assert answer.startswith(b"HTTP/1.1 " + status), answer
 
 
+def test_who_asks_before_sending_a_body_that_is_refused_need_not_send_it(server: Process) -> None:
+    answer = say(server, post(f"Content-Length: {17 * MB}", "Expect: 100-continue"))
+
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"100 Continue" not in answer
+
+
+def test_who_asks_before_sending_a_clip_is_told_to(server: Process) -> None:
+    clip = tune(2)
+    with connected(server) as line:
+        line.sendall(post(f"Content-Length: {len(clip)}", "Content-Type: audio/wav", "Expect: 100-continue"))
+        asked = line.recv(65_536)
+        line.sendall(clip)
+        head = heard(line)
+
+    assert asked == b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert head.startswith(b"HTTP/1.1 200 ")
+
+
 FLOODS = {
     "many headers": [f"X-{number}: {'a' * 100}\r\n".encode() for number in range(20_000)],
     "one header": [b"X-Long: ", *[b"a" * 65_536] * 40],
