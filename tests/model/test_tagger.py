@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.audio import SILENCE_PEAK, AudioReader, AudioTooShortError, SilentAudioError, read_audio
+from model.audio import SILENCE_PEAK, AudioInfo, AudioReader, AudioTooShortError, SilentAudioError, read_audio
 from model.bundle import Calibration
 from model.network import SEGMENT_SAMPLES
 from model.segments import TAIL_PARTS, cut_segments
 from model.tagger import (
+    HEAD_BATCH,
     LEAST_SOUNDING,
     DeviceError,
     Tagger,
@@ -215,6 +216,24 @@ def test_three_steps_for_a_service_equal_one_call(tagger: Tagger) -> None:
 
     assert tagging.scores == pytest.approx(whole.scores, abs=1e-4)
     assert tagging.audio == whole.audio
+
+
+@pytest.mark.parametrize("segments", [1, 2, HEAD_BATCH, HEAD_BATCH + 1, HEAD_BATCH + 2, 2 * HEAD_BATCH + 7])
+def test_a_long_clip_is_finished_in_parts_as_if_it_were_whole(tagger: Tagger, segments: int) -> None:
+    rng = np.random.default_rng(segments)
+    heard = tagger.embed(rng.uniform(-0.1, 0.1, (2, tagger.segment_samples)).astype(np.float32))
+    long = heard[rng.integers(2, size=segments)]
+    long[:, -1] = rng.uniform(0.1, 1.0, segments)
+    audio = AudioInfo("wav", "pcm", 16_000, 1, 5.0 * segments, 5.0 * segments)
+
+    tagging = tagger.finish(long, audio)
+
+    windows, weights = weighted_window_means(long)
+    whole = tagger.conclude(tagger.classify(windows), weights, audio)
+    assert len(tagging.windows) == max(1, segments - 1)
+    assert tagging.scores == pytest.approx(whole.scores, abs=1e-6)
+    for window, expected in zip(tagging.windows, whole.windows, strict=True):
+        assert window.scores == pytest.approx(expected.scores, abs=1e-6)
 
 
 def test_an_unknown_or_absent_device_is_refused_with_what_there_is() -> None:
