@@ -6,7 +6,7 @@ unseen sources better than a probe fitted on those labels does.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,29 +23,46 @@ SINGING: Final = (
     "Opera", "Vocal music", "A capella",
 )  # fmt: skip
 
-WORDS: Final[dict[str, tuple[tuple[str, tuple[str, ...]], ...]]] = {
+
+class Words(NamedTuple):
+    """Words of one teacher whose probabilities are added up; with a `sign` of -1 they speak against a tag."""
+
+    teacher: str
+    words: tuple[str, ...]
+    sign: float = 1.0
+
+
+NO_VOCALS: Final = ("no vocals", "no vocal", "no voice")
+
+WORDS: Final[dict[str, tuple[Words, ...]]] = {
     "vocal": (
-        ("audioset", SINGING),
-        ("audioset", ("Singing",)),
-        ("mtt", ("voice", "vocals", "vocal", "singing")),
+        Words("audioset", SINGING),
+        Words("audioset", ("Singing",)),
+        Words("mtt", ("voice", "vocals", "vocal", "singing")),
+        Words("mtt", NO_VOCALS, sign=-1.0),
     ),
     "dance": (
-        ("jamendo", ("genre---dance", "genre---house", "genre---techno", "genre---trance")),
-        ("msd", ("House",)),
-        ("msd", ("electro",)),
-        ("msd", ("dance",)),
+        Words("jamendo", ("genre---dance", "genre---house", "genre---techno", "genre---trance")),
+        Words("msd", ("House",)),
+        Words("msd", ("electro",)),
+        Words("msd", ("dance",)),
     ),
     "soundtrack": (
-        ("jamendo", ("genre---soundtrack", "genre---orchestral", "mood/theme---film")),
-        ("msd", ("instrumental",)),
-        ("audioset", ("Soundtrack music", "Theme music", "Background music")),
+        Words("mtt", NO_VOCALS),
+        Words("msd", ("instrumental",)),
+        Words("audioset", ("Soundtrack music", "Theme music", "Background music")),
     ),
     "pop": (
-        ("jamendo", ("genre---pop",)),
-        ("msd", ("pop",)),
+        Words("jamendo", ("genre---pop",)),
+        Words("msd", ("pop",)),
     ),
 }
-"""A tag: groups of one teacher's words. A group's probabilities are added up, and groups weigh the same."""
+"""A tag: groups of words, which weigh the same.
+
+Of the corpus's clips whose labels are from metadata or assumed, the groups' mean ranks soundtrack at ROC-AUC
+0.947, and at 0.926 with Jamendo's soundtrack, orchestral and film in the place of MTT's *no vocals*. Without
+these, which speak against it, vocal is ranked at 0.963 instead of 0.966.
+"""
 
 TRUST: Final = {"vocal": 0.5, "dance": 0.9, "soundtrack": 0.5, "pop": 0.9}
 """How much of a target the words are where a label is known, too.
@@ -53,9 +70,10 @@ TRUST: Final = {"vocal": 0.5, "dance": 0.9, "soundtrack": 0.5, "pop": 0.9}
 On sources left out, a linear model of the teachers' scores ranked vocal best when fitted to labels (ROC-AUC
 0.966, the words alone 0.951), soundtrack when fitted to both (0.950; 0.916 and 0.944 alone), and nothing that
 saw labels ranked dance and pop as well as the words alone (0.950 and 0.901; labels alone 0.879 and 0.849).
+For vocal and soundtrack these were other words than today's.
 """
 
-OPINION: Final = {"vocal": (4.0, -1.4), "dance": (4.5, -1.4), "soundtrack": (4.0, -0.9), "pop": (3.2, -3.3)}
+OPINION: Final = {"vocal": (3.8, -1.9), "dance": (4.5, -1.4), "soundtrack": (4.8, -1.0), "pop": (3.2, -3.3)}
 """Scale and bias that make a logit of what a tag's words say, by Platt's method on the training split.
 
 They are constants, as they would move the scores of one fold of a cross-validation against another's:
@@ -83,8 +101,13 @@ def opinions(
     columns = []
     for tag in tags:
         groups = [
-            standardised(by_second(np.log(_total(lessons[teacher], names[teacher], words)), teacher))
-            for teacher, words in WORDS.get(tag, ())
+            group.sign
+            * standardised(
+                by_second(
+                    np.log(_total(lessons[group.teacher], names[group.teacher], group.words)), group.teacher
+                )
+            )
+            for group in WORDS.get(tag, ())
         ]
         columns.append(np.mean(groups, 0) if groups else unknown)
     return np.stack(columns, 2).astype(np.float16)

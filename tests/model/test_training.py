@@ -51,7 +51,7 @@ from model.training.train import (
     train,
     with_fast_filters,
 )
-from model.training.words import WORDS, opinions
+from model.training.words import NO_VOCALS, SINGING, WORDS, opinions
 
 RATE = 16_000
 SMALL = NetworkConfig(
@@ -800,8 +800,9 @@ def test_of_some_windows_that_are_laid_under_others_only_bursts_are_heard() -> N
 
 
 def test_teachers_words_rank_clips_by_the_second_and_a_tag_without_words_is_unknown() -> None:
-    names = {teacher: [word for t, words in WORDS["dance"] if t == teacher for word in words] for teacher in
-             ("jamendo", "msd")}  # fmt: skip
+    names: dict[str, list[str]] = {}
+    for group in WORDS["dance"]:
+        names.setdefault(group.teacher, []).extend(group.words)
     lessons = {"jamendo": np.full((2, 4), 0.01, np.float16), "msd": np.full((2, 9, 3), 0.02, np.float16)}
     lessons["jamendo"][1] = 0.3
     lessons["msd"][1, 5:] = 0.6
@@ -812,6 +813,22 @@ def test_teachers_words_rank_clips_by_the_second_and_a_tag_without_words_is_unkn
     assert np.isnan(said[:, :, 1]).all()
     assert said[1, :, 0].min() > said[0, :, 0].max()
     assert said[1, 20, 0] > said[1, 3, 0]
+
+
+def test_words_can_speak_against_a_tag() -> None:
+    names = {
+        "audioset": SINGING,
+        "mtt": [word for group in WORDS["vocal"] if group.teacher == "mtt" for word in group.words],
+    }
+    lessons = {
+        "audioset": np.full((2, 29, len(SINGING)), 0.1),
+        "mtt": np.full((2, 9, len(names["mtt"])), 0.1),
+    }
+    lessons["mtt"][1, :, [names["mtt"].index(word) for word in NO_VOCALS]] = 0.5
+
+    said = opinions(("vocal",), lessons, names)
+
+    assert said[1].max() < said[0].min()
 
 
 def test_sources_are_dealt_whole_and_the_largest_ones_apart() -> None:
