@@ -12,9 +12,10 @@ from tests.encoding import ENCODINGS, decode, encode, nearest_rate_hz
 
 MUSIC = ("sung_pop", "club_track", "orchestral_cue")
 RATE_HZ = 48_000
-SAME = {"sung_pop": 0.2, "club_track": 0.05, "orchestral_cue": 0.05}
+SAME = {"sung_pop": 0.2, "club_track": 0.1, "orchestral_cue": 0.05}
 """How far scores of one clip may lie apart from lossy format to lossy format. The sung clip's voice is
-synthetic and its scores are near one half, where the sigmoid is steepest: 10 ms move them by up to 0.13."""
+synthetic and its scores are near one half, where the sigmoid is steepest: 10 ms move them by up to 0.13. The
+club track's soundtrack goes from 0.11 to 0.17 in ADTS, which does not say where sound begins."""
 
 
 @pytest.fixture(scope="module")
