@@ -25,11 +25,11 @@ SINGING: Final = (
 
 
 class Words(NamedTuple):
-    """Words of one teacher whose probabilities are added up; with a `sign` of -1 they speak against a tag."""
+    """Words of one teacher whose probabilities are added up."""
 
     teacher: str
     words: tuple[str, ...]
-    sign: float = 1.0
+    speak_against: bool = False
 
 
 NO_VOCALS: Final = ("no vocals", "no vocal", "no voice")
@@ -39,7 +39,7 @@ WORDS: Final[dict[str, tuple[Words, ...]]] = {
         Words("audioset", SINGING),
         Words("audioset", ("Singing",)),
         Words("mtt", ("voice", "vocals", "vocal", "singing")),
-        Words("mtt", NO_VOCALS, sign=-1.0),
+        Words("mtt", NO_VOCALS, speak_against=True),
     ),
     "dance": (
         Words("jamendo", ("genre---dance", "genre---house", "genre---techno", "genre---trance")),
@@ -101,16 +101,16 @@ def opinions(
     columns = []
     for tag in tags:
         groups = [
-            group.sign
-            * standardised(
-                by_second(
-                    np.log(_total(lessons[group.teacher], names[group.teacher], group.words)), group.teacher
-                )
-            )
-            for group in WORDS.get(tag, ())
+            _opinion(group, lessons[group.teacher], names[group.teacher]) for group in WORDS.get(tag, ())
         ]
         columns.append(np.mean(groups, 0) if groups else unknown)
     return np.stack(columns, 2).astype(np.float16)
+
+
+def _opinion(group: Words, scores: NDArray[np.float16], names: Sequence[str]) -> NDArray[np.float32]:
+    """What one group of words says by the second [N, 29], of its teacher's scores."""
+    said = standardised(by_second(np.log(_total(scores, names, group.words)), group.teacher))
+    return -said if group.speak_against else said
 
 
 def _total(scores: NDArray[np.float16], names: Sequence[str], words: Sequence[str]) -> NDArray[np.float32]:
