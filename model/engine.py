@@ -155,7 +155,7 @@ class OpenVinoEngine:
         import openvino
 
         self.precision = precision
-        self._log_mel = network.log_mel
+        self._log_mel = _traced(network.log_mel, torch.zeros(1, SEGMENT_SAMPLES))
         # Compiled for throughput: a stream is a thread with memory of its own. Pinned streams would hold on
         # to cores on which decoders run.
         options = {
@@ -166,30 +166,43 @@ class OpenVinoEngine:
         }
         self._compiled = openvino.Core().compile_model(_graph_of(network), "CPU", options)
         self._mine = local()
+        self._threads = threads
         self._pool = ThreadPoolExecutor(threads, "engine", self._prepare_thread)
 
     def __call__(self, segments: FloatArray) -> FloatArray:
         """See Engine."""
-        # All log-mels first: by turns, each of the two finds the caches full of the other's (8 % slower).
-        return self.embed_mels(np.stack(list(self._pool.map(self._mel_of, segments))))
+        return self._share(self._embed_segments, segments)
 
     def embed_mels(self, mels: FloatArray) -> FloatArray:
         """See Engine."""
-        return np.stack(list(self._pool.map(self._embed, mels)))
+        return self._share(self._embed_mels, mels)
+
+    def _share(self, work: Callable[[FloatArray], FloatArray], rows: FloatArray) -> FloatArray:
+        """Rows -> their embeddings, as many to each thread."""
+        shares = np.array_split(rows, min(self._threads, len(rows)))
+        return np.concatenate(list(self._pool.map(work, shares)))
 
     def _prepare_thread(self) -> None:
         # Holds for this thread and for those that PyTorch sees for the first time after it.
         torch.set_num_threads(1)
-        self._mine.request = self._compiled.create_infer_request()
+        request = self._compiled.create_infer_request()
+        self._mine.request = request
+        self._mine.mel = request.get_input_tensor().data
+        self._mine.embedding = request.get_output_tensor().data
 
     @torch.inference_mode()
-    def _mel_of(self, segment: FloatArray) -> FloatArray:
-        mel: FloatArray = self._log_mel(torch.from_numpy(segment)[None])[0].numpy()
-        return mel
+    def _embed_segments(self, segments: FloatArray) -> FloatArray:
+        # All log-mels first: by turns, each of the two finds the caches full of the other's (8 % slower).
+        mels = [self._log_mel(segment[None])[0].numpy() for segment in torch.from_numpy(segments)]
+        return self._embed_mels(mels)
+
+    def _embed_mels(self, mels: Iterable[FloatArray]) -> FloatArray:
+        return np.stack([self._embed(mel) for mel in mels])
 
     def _embed(self, mel: FloatArray) -> FloatArray:
-        found = self._mine.request.infer([mel[None]])[0][0]
-        embedding: FloatArray = found.copy()  # the next call overwrites it
+        self._mine.mel[0] = mel
+        self._mine.request.infer()
+        embedding: FloatArray = self._mine.embedding[0].copy()  # the next call overwrites it
         return embedding
 
 
@@ -306,9 +319,9 @@ def to_openvino(module: nn.Module, example: Tensor) -> Any:  # noqa: ANN401 - of
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+    traced = _traced(module.eval(), example)
     with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the trace is deprecated, but OpenVINO reads it ten times as fast
-        traced = torch.jit.trace(module.eval(), example, check_trace=False)
+        warnings.simplefilter("ignore")  # as in `_traced`
         # Not openvino.convert_model, which sends usage statistics over the network.
         manager = FrontEndManager()
         frontend = manager.load_by_framework("pytorch")
@@ -316,3 +329,10 @@ def to_openvino(module: nn.Module, example: Tensor) -> Any:  # noqa: ANN401 - of
         model = frontend.convert(frontend.load(decoder))
     model.reshape(list(example.shape))
     return model
+
+
+def _traced(module: nn.Module, example: Tensor) -> Any:  # noqa: ANN401 - PyTorch does not type it
+    """A module as TorchScript, which does not ask for the interpreter's lock at every step."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated, but OpenVINO reads it ten times as fast
+        return torch.jit.trace(module, example, check_trace=False)

@@ -18,7 +18,7 @@ from model.network import BandFilters, MusicalBranch
 
 Network = TypeVar("Network", bound=nn.Module)
 
-GROUP: Final = 8
+GROUP: Final = 5
 """Positions of a tall filter in one convolution: more multiply more zeros, fewer leave registers empty."""
 FOLD: Final = 16
 """Frames that become channels for a long filter."""
@@ -28,6 +28,7 @@ class TallFilters(nn.Module):
     """`BandFilters` as convolutions over time whose input channels are bands: [B, 1, 96, T] -> [B, C, T].
 
     Each filter at each position is an output channel, with zeros for the bands that it does not see there.
+    One convolution serves all groups of positions, as they are as large: the last two overlap if need be.
     """
 
     def __init__(self, filters: BandFilters) -> None:
@@ -36,32 +37,22 @@ class TallFilters(nn.Module):
         self.channels, _, height, width = filters.conv.weight.shape
         stride = filters.conv.stride[0]
         positions = (N_MELS - height) // stride + 1
-        self.step = GROUP * stride
-        self.seen: list[int] = []
-        self.convs = nn.ModuleList()
-        for start in range(0, positions, GROUP):
-            group = min(GROUP, positions - start)
-            weight = torch.zeros(group, self.channels, height + (group - 1) * stride, width)
-            for position in range(group):
-                first = position * stride
-                weight[position, :, first : first + height] = filters.conv.weight[:, 0]
-            self.seen.append(weight.shape[2])
-            self.convs.append(_layer(weight.flatten(0, 1)[:, :, None], filters, group))
+        group = min(GROUP, positions)
+        self.firsts = [min(start, positions - group) * stride for start in range(0, positions, group)]
+        self.seen = height + (group - 1) * stride
+        weight = torch.zeros(group, self.channels, self.seen, width)
+        for position in range(group):
+            first = position * stride
+            weight[position, :, first : first + height] = filters.conv.weight[:, 0]
+        self.conv = _layer(weight.flatten(0, 1)[:, :, None], filters, group)
 
     def forward(self, mel: Tensor) -> Tensor:
         """[B, 1, 96, T] -> [B, C, T]."""
         bands = functional.pad(mel, self.padding).transpose(1, 2)
-        starts = range(0, len(self.convs) * self.step, self.step)
-        found = [
-            conv(bands[:, start : start + seen])
-            for conv, start, seen in zip(self.convs, starts, self.seen, strict=True)
-        ]
-        return reduce(torch.maximum, map(self._peaks, found)).transpose(1, 2)
-
-    def _peaks(self, found: Tensor) -> Tensor:
-        """[B, group * C, 1, T] -> [B, T, C]."""
-        by_position: Tensor = found.permute(0, 2, 3, 1).flatten(1, 2).unflatten(2, (-1, self.channels))
-        return by_position.amax(2)
+        groups = [self.conv(bands[:, first : first + self.seen]) for first in self.firsts]
+        found = reduce(torch.maximum, groups).permute(0, 2, 3, 1).flatten(1, 2)
+        peaks: Tensor = found.unflatten(2, (-1, self.channels)).amax(2)
+        return peaks.transpose(1, 2)
 
 
 class LongFilters(nn.Module):
