@@ -17,7 +17,14 @@ from torch import Tensor
 from model.frontend import HOP, SAMPLE_RATE_HZ
 from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, Head, TaggerNetwork
 from model.tagger import window_means
-from model.training.augmentation import Generator, blend, draw_band, mel_centres_hz, response_db
+from model.training.augmentation import (
+    Generator,
+    blend,
+    draw_band,
+    draw_response,
+    mel_centres_hz,
+    response_db,
+)
 from model.training.cache import VARIANTS
 from model.training.corpus import SOURCES
 from model.training.embedding import Embed, embedder
@@ -27,6 +34,7 @@ Floats = NDArray[np.float64]
 
 MOST_CLIPS: Final = 3000
 """More are drawn from at random: the layers have some two thousand inputs, and a clip a dozen windows."""
+CLIPS_AT_ONCE: Final = 64
 FLAT_DB: Final = (0.0,) * 9
 PARTS_S: Final = (1, 1, 3, 5)
 """Seconds of the parts of a clip that are heard alone, each somewhere."""
@@ -65,34 +73,62 @@ def fit_consistency(network: TaggerNetwork, material: Material, seed: int) -> No
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(material.clips))[:MOST_CLIPS])
     embed = embedder(network, network.head.out.weight.device)
-    teach(network, [part for index in chosen for part in hear(network, embed, material, int(index), rng)])
+    lesson = Lesson(network)
+    for first in range(0, len(chosen), CLIPS_AT_ONCE):
+        some = chosen[first : first + CLIPS_AT_ONCE]
+        lesson.add([part for index in some for part in hear(network, embed, material, int(index), rng)])
+    lesson.teach()
 
 
-@torch.no_grad()
-def teach(network: TaggerNetwork, heard: Sequence[Heard]) -> None:
-    """Change the head's linear layers, in place, so that they say of windows what was asked."""
-    counts = np.concatenate([np.full(len(part.windows), part.count) for part in heard])
-    asked = np.concatenate([part.logits for part in heard])
-    windows = _beside(network, np.concatenate([part.windows for part in heard]))
-    missing = asked - network.classify(windows).cpu().numpy()
-    inputs = [part.cpu().numpy() for part in inputs_of(network.head, windows)]
-    for tag in range(len(network.tags)):
-        known = ~np.isnan(missing[:, tag])
-        scales = scales_of(network.head, tag)
-        scaled = np.concatenate([scale * part[known] for scale, part in zip(scales, inputs, strict=True)], 1)
-        change, shift = weighted_ridge(scaled, missing[known, tag], counts[known])
-        _add(network.head, tag, change, shift)
+class Lesson:
+    """What a network's linear layers are to add to what they say: a ridge regression for each tag.
+
+    Of all windows only sums of products are kept: with those of 3,000 clips, training took over 20 GB.
+    """
+
+    def __init__(self, network: TaggerNetwork) -> None:
+        self._network = network
+        self._products: dict[tuple[bool, ...], Floats] = {}
+        """By which tags are known: weighted sums of products of [inputs F, what is missing K, 1]."""
+
+    def add(self, heard: Sequence[Heard]) -> None:
+        """Windows, and what the network is to say of them."""
+        network = self._network
+        counts = np.concatenate([np.full(len(part.windows), part.count) for part in heard])
+        asked = np.concatenate([part.logits for part in heard])
+        windows = _beside(network, np.concatenate([part.windows for part in heard]))
+        missing = asked - network.classify(windows).cpu().numpy()
+        rows = np.column_stack(
+            [torch.cat(inputs_of(network.head, windows), 1).cpu(), missing, np.ones(len(counts))]
+        )
+        known = ~np.isnan(missing)
+        for pattern in np.unique(known, axis=0):
+            alike = (known == pattern).all(1)
+            products = weighted_products(np.nan_to_num(rows[alike]), counts[alike])
+            self._products[tuple(pattern)] = products + self._products.get(tuple(pattern), 0.0)
+
+    def teach(self) -> None:
+        """Change the head's linear layers, in place."""
+        for tag in range(len(self._network.tags)):
+            products = np.sum([part for known, part in self._products.items() if known[tag]], 0)
+            inputs = len(products) - len(self._network.tags) - 1
+            chosen = [*range(inputs), inputs + tag, -1]
+            change, shift = weighted_ridge(
+                products[np.ix_(chosen, chosen)], scales_of(self._network.head, tag)
+            )
+            _add(self._network.head, tag, change, shift)
 
 
 def hear(
     network: TaggerNetwork, embed: Embed, material: Material, index: int, rng: Generator
 ) -> Iterator[Heard]:
-    """A clip as it is, as its distorted variants and a telephone have it, and in parts."""
+    """A clip as it is, as its distorted variants, a telephone and an equaliser have it, and in parts."""
     mel = material.mel(index)
     source = material.clips[index].source.split(SOURCES)[0]
     times = NO_MUSIC_COUNTS if source in NO_MUSIC else 1.0
-    curve = response_db(mel_centres_hz(), FLAT_DB, draw_band(rng)).astype(np.float32)
-    distorted = [*(material.mel(index, variant) for variant in range(1, VARIANTS)), _equalise(mel, curve)]
+    responses = ((FLAT_DB, draw_band(rng)), draw_response(rng))
+    distorted = [material.mel(index, variant) for variant in range(1, VARIANTS)]
+    distorted += [_equalise(mel, response_db(mel_centres_hz(), *response)) for response in responses]
     wholes = [cut_mel(whole) for whole in (mel, *distorted)]
     parts = list(_parts_of(mel, rng))
     segments = [*wholes, *(part for part, _, _ in parts)]
@@ -126,24 +162,37 @@ def inputs_of(head: Head, windows: Tensor) -> list[Tensor]:
     return [head.logits_and_features(learnt)[1], head.norm(learnt), *radial]
 
 
-def scales_of(head: Head, tag: int) -> list[float]:
-    """By what each of `inputs_of` is multiplied on its way to a tag's logit."""
+def scales_of(head: Head, tag: int) -> Floats:
+    """By what each of `inputs_of` is multiplied on its way to a tag's logit, [F]."""
+    learnt = head.out.in_features + head.straight.in_features
     if head.radial is None:
-        return [1.0, 1.0]
+        return np.ones(learnt)
     beside = float(head.radial.beside[tag])
-    return [beside, beside, 1.0]
+    return np.concatenate([np.full(learnt, beside), np.ones(head.radial.out.in_features)])
 
 
-def weighted_ridge(inputs: Floats, missing: Floats, counts: Floats) -> tuple[Floats, float]:
-    """[N, F], what is to be added [N], what a row counts [N] -> weights [F] and a bias that add it."""
-    mean = np.average(inputs, 0, counts)
-    deviation = np.sqrt(np.average((inputs - mean) ** 2, 0, counts)) + STILL
-    standard = (inputs - mean) / deviation
-    weighed = standard * counts[:, None]
-    penalty = RIDGE * counts.sum() * np.eye(inputs.shape[1])
-    middle = np.average(missing, weights=counts)
-    weights = np.linalg.solve(standard.T @ weighed + penalty, weighed.T @ (missing - middle)) / deviation
-    return weights, float(middle - mean @ weights)
+def weighted_products(rows: Floats, counts: Floats) -> Floats:
+    """[N, F], what each row counts [N] -> sums of products [F, F]."""
+    products: Floats = rows.T @ (rows * counts[:, None])
+    return products
+
+
+def weighted_ridge(products: Floats, scales: Floats) -> tuple[Floats, float]:
+    """Weights [F] and a bias that add to inputs, each multiplied by its scale [F], what is missing.
+
+    Args:
+        products: weighted sums of products of [inputs, what is missing, 1], [F + 2, F + 2].
+        scales: [F].
+    """
+    factors = np.concatenate([scales, [1.0, 1.0]])
+    scaled = products * np.outer(factors, factors) / products[-1, -1]
+    mean = scaled[-1, :-1]
+    covariance = scaled[:-1, :-1] - np.outer(mean, mean)
+    deviation = np.sqrt(covariance.diagonal()[:-1].clip(0.0)) + STILL
+    standard = covariance[:-1, :-1] / np.outer(deviation, deviation)
+    penalty = RIDGE * np.eye(len(scales))
+    weights = np.linalg.solve(standard + penalty, covariance[:-1, -1] / deviation) / deviation
+    return weights, float(mean[-1] - mean[:-1] @ weights)
 
 
 def _add(head: Head, tag: int, change: Floats, shift: float) -> None:
@@ -160,10 +209,12 @@ def _beside(network: TaggerNetwork, windows: NDArray[np.float32]) -> Tensor:
     return torch.from_numpy(windows).to(network.head.out.weight.device)
 
 
-def _equalise(mel: Mel, curve_db: NDArray[np.float32]) -> Mel:
+def _equalise(mel: Mel, curve_db: Floats) -> Mel:
     """[96, frames] with a gain by band [96]."""
     whole = torch.from_numpy(mel.astype(np.float32))[None, None]
-    changed = blend(whole, torch.zeros_like(whole), torch.zeros(1), torch.from_numpy(curve_db)[None])
+    changed = blend(
+        whole, torch.zeros_like(whole), torch.zeros(1), torch.from_numpy(curve_db.astype(np.float32))[None]
+    )
     equalised: Mel = changed[0, 0].numpy().astype(np.float16)
     return equalised
 

@@ -6,7 +6,13 @@ import torch
 from numpy.typing import NDArray
 
 from model.network import SEGMENT_S, TaggerNetwork
-from model.training.consistency import _windows_around, fit_consistency, hear, weighted_ridge
+from model.training.consistency import (
+    _windows_around,
+    fit_consistency,
+    hear,
+    weighted_products,
+    weighted_ridge,
+)
 from model.training.embedding import embedder
 from model.training.material import Material
 from tests.model.test_radial import UNKNOWN, material_of, network_of, radial_of
@@ -94,11 +100,14 @@ def test_the_ridge_finds_what_is_missing_and_minds_what_rows_count() -> None:
     inputs: NDArray[np.float64] = rng.normal(2.0, [1.0, 5.0, 0.0], (2000, 3))
     counts = np.where(np.arange(2000) < 1000, 1.0, 0.0)
     missing = np.where(counts > 0, 3.0 * inputs[:, 0] - inputs[:, 1] + 7.0, 1e3)
+    rows = np.column_stack([inputs, missing, np.ones(2000)])
+    parts = [weighted_products(rows[part], counts[part]) for part in (slice(700), slice(700, None))]
 
-    weights, bias = weighted_ridge(inputs, missing, counts)
+    weights, bias = weighted_ridge(np.sum(parts, 0), np.array([1.0, 2.0, 1.0]))
 
-    assert weights[:2] == pytest.approx([3.0, -1.0], rel=0.02)
-    assert inputs[0] @ weights + bias == pytest.approx(missing[0], rel=0.02)
+    scaled = inputs[0] * [1.0, 2.0, 1.0]
+    assert weights[:2] == pytest.approx([3.0, -0.5], rel=0.02)
+    assert scaled @ weights + bias == pytest.approx(missing[0], rel=0.02)
 
 
 @pytest.mark.parametrize(
