@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from model.frontend import SAMPLE_RATE_HZ
 from model.network import SEGMENT_SAMPLES, TaggerNetwork
-from model.unfolding import unfold_filters
+from model.unfolding import unfold_filters, unfold_mel_scale
 
 FloatArray = NDArray[np.float32]
 
@@ -155,7 +155,7 @@ class OpenVinoEngine:
         import openvino
 
         self.precision = precision
-        self._log_mel = _traced(network.log_mel, torch.zeros(1, SEGMENT_SAMPLES))
+        self._log_mel = _traced(unfold_mel_scale(network.log_mel), torch.zeros(1, SEGMENT_SAMPLES))
         # Compiled for throughput: a stream is a thread with memory of its own. Pinned streams would hold on
         # to cores on which decoders run.
         options = {

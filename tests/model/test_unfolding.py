@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from model.bundle import load_bundle
+from model.frontend import LogMel
 from model.network import BandFilters, NetworkConfig, TaggerNetwork
-from model.unfolding import LongFilters, TallFilters, unfold_filters
+from model.unfolding import LongFilters, TallFilters, unfold_filters, unfold_mel_scale
 
 
 def random_filters(bands: int, frames: int, channels: int, stride: int) -> BandFilters:
@@ -41,6 +42,14 @@ def test_filters_answer_the_same_in_their_other_shape(
     mel = torch.randn(2, 1, 96, frames)
 
     torch.testing.assert_close(kind(filters)(mel), filters(mel), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("samples", [80_000, 400, 16_001])
+def test_a_log_mel_is_the_same_with_its_mel_scale_in_parts(samples: int) -> None:
+    log_mel = LogMel(levelled=True)
+    loud_and_quiet = torch.tensor([[0.5], [1e-4]]) * torch.randn(2, samples)
+
+    torch.testing.assert_close(unfold_mel_scale(log_mel)(loud_and_quiet), log_mel(loud_and_quiet))
 
 
 @pytest.mark.parametrize(
