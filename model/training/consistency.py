@@ -35,6 +35,7 @@ Floats = NDArray[np.float64]
 MOST_CLIPS: Final = 3000
 """More are drawn from at random: the layers have some two thousand inputs, and a clip a dozen windows."""
 CLIPS_AT_ONCE: Final = 64
+"""Whose windows are held, some 2,000, until their products are summed."""
 FLAT_DB: Final = (0.0,) * 9
 PARTS_S: Final = (1, 1, 3, 5)
 """Seconds of the parts of a clip that are heard alone, each somewhere."""
@@ -67,7 +68,7 @@ def fit_consistency(network: TaggerNetwork, material: Material, seed: int) -> No
 
     Args:
         network: in evaluation mode.
-        material: clips to hear as they are, distorted, in a telephone's band, and in parts.
+        material: clips to hear as they are, distorted, in a telephone's band, equalised, and in parts.
         seed: of what is drawn.
     """
     rng = np.random.default_rng(seed)
@@ -91,6 +92,7 @@ class Lesson:
         self._products: dict[tuple[bool, ...], Floats] = {}
         """By which tags are known: weighted sums of products of [inputs F, what is missing K, 1]."""
 
+    @torch.no_grad()
     def add(self, heard: Sequence[Heard]) -> None:
         """Windows, and what the network is to say of them."""
         network = self._network
@@ -107,6 +109,7 @@ class Lesson:
             products = weighted_products(np.nan_to_num(rows[alike]), counts[alike])
             self._products[tuple(pattern)] = products + self._products.get(tuple(pattern), 0.0)
 
+    @torch.no_grad()
     def teach(self) -> None:
         """Change the head's linear layers, in place."""
         for tag in range(len(self._network.tags)):
@@ -212,9 +215,8 @@ def _beside(network: TaggerNetwork, windows: NDArray[np.float32]) -> Tensor:
 def _equalise(mel: Mel, curve_db: Floats) -> Mel:
     """[96, frames] with a gain by band [96]."""
     whole = torch.from_numpy(mel.astype(np.float32))[None, None]
-    changed = blend(
-        whole, torch.zeros_like(whole), torch.zeros(1), torch.from_numpy(curve_db.astype(np.float32))[None]
-    )
+    curve = torch.from_numpy(curve_db.astype(np.float32))[None]
+    changed = blend(whole, torch.zeros_like(whole), torch.zeros(1), curve)
     equalised: Mel = changed[0, 0].numpy().astype(np.float16)
     return equalised
 
