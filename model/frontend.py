@@ -43,6 +43,15 @@ def level(log_mel: Tensor) -> Tensor:
     return compress(raise_quiet(expand(log_mel)))
 
 
+def reflect(waveform: Tensor) -> Tensor:
+    """[B, T] -> [B, T + 512]: half a frame more at both ends, mirrored there, so that frames are centred.
+
+    Just what `torch.stft` does with `center=True`, in a third of the time.
+    """
+    half = N_FFT // 2
+    return torch.cat([waveform[:, 1 : half + 1].flip(1), waveform, waveform[:, -half - 1 : -1].flip(1)], 1)
+
+
 class LogMel(nn.Module):
     """Mono audio -> log10(1 + 10^4 mel power): [B, T] -> [B, 96, 1 + T // 256].
 
@@ -63,6 +72,7 @@ class LogMel(nn.Module):
             hop_length=HOP,
             n_mels=N_MELS,
             power=None,  # the spectrum is squared below, which is faster than of its absolute values
+            center=False,  # `reflect` does that
             norm="slaney",
             mel_scale="slaney",
         )
@@ -70,6 +80,6 @@ class LogMel(nn.Module):
     def forward(self, waveform: Tensor) -> Tensor:
         """[B, T] in [-1, 1] at 16 kHz -> [B, 96, frames], float32 also under autocast."""
         with torch.autocast(waveform.device.type, enabled=False):
-            spectrum = self.mel.spectrogram(waveform.float())
+            spectrum = self.mel.spectrogram(reflect(waveform.float()))
             mel: Tensor = self.mel.mel_scale(spectrum.real.square() + spectrum.imag.square())
             return compress(raise_quiet(mel) if self.levelled else mel)
