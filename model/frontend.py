@@ -44,9 +44,9 @@ def level(log_mel: Tensor) -> Tensor:
 
 
 def reflect(waveform: Tensor) -> Tensor:
-    """[B, T] -> [B, T + 512]: half a frame more at both ends, mirrored there, so that frames are centred.
+    """[B, T], T > 256 -> [B, T + 512]: half a frame more at both ends, mirrored, so that frames are centred.
 
-    Just what `torch.stft` does with `center=True`, in a third of the time.
+    Just what `torch.stft` mirrors with `center=True`, in a third of the time.
     """
     half = N_FFT // 2
     return torch.cat([waveform[:, 1 : half + 1].flip(1), waveform, waveform[:, -half - 1 : -1].flip(1)], 1)
