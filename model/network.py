@@ -14,7 +14,7 @@ and the head makes logits of it. So a window every 5 s costs no second pass over
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, Self
 
 import torch
@@ -66,7 +66,14 @@ class NetworkConfig:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "NetworkConfig":
-        """From what `to_json` gave; lists become tuples again."""
+        """From what `to_json` gave; lists become tuples again.
+
+        Raises:
+            TypeError: a value is missing, or unknown. None has a default here: a stride changes no weight's
+                shape, so nothing else would tell that a network is not that which was trained.
+        """
+        if missing := {part.name for part in fields(cls)} - values.keys():
+            raise TypeError(f"missing: {', '.join(sorted(missing))}")
         tuples: dict[str, Any] = {
             key: tuple(map(tuple, value)) if isinstance(value, list | tuple) else value
             for key, value in values.items()
@@ -148,7 +155,7 @@ class MusicalBranch(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         timbral = [BandFilters(*shape, config.band_stride) for shape in config.timbral]
-        temporal = [BandFilters(1, frames, number, config.band_stride) for frames, number in config.temporal]
+        temporal = [BandFilters(1, *shape, config.band_stride) for shape in config.temporal]
         self.filters = nn.ModuleList([*timbral, *temporal])
         front = sum(shape[-1] for shape in (*config.timbral, *config.temporal))
         self.mid = nn.ModuleList(

@@ -90,6 +90,14 @@ def change(**values: object) -> Callable[[Path], None]:
     return apply
 
 
+def change_network(**values: object) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        network = json.loads((folder / CARD_FILE).read_text())["network"]
+        change(network=network | values)(folder)
+
+    return apply
+
+
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
@@ -100,12 +108,13 @@ def change(**values: object) -> Callable[[Path], None]:
         (break_json, "not JSON"),
         (change(format=99), "format"),
         (change(thresholds={}), "thresholds|house"),
-        (change(network={"mid": 6}), "does not fit"),
+        (change_network(mid=6), "does not fit"),
+        (change(network={"mid": 6}), "missing: band_stride"),
         (change(surprise=1), "surprise"),
         (change(sha256=None), "SHA-256"),
         (change(network=None), "wrong"),
-        (change(network={"hidden": -1}), "wrong"),
-        (change(network={"dropout": 5}), "wrong"),
+        (change_network(hidden=-1), "wrong"),
+        (change_network(dropout=5), "wrong"),
         (change(tags=["house", "house"]), "tags"),
         (change(thresholds={"house": float("nan"), "ambient": 0.5}), "nan"),
         (change(calibration={tag: {"scale": "steep"} for tag in ("house", "ambient")}), "steep"),
@@ -123,6 +132,7 @@ def change(**values: object) -> Callable[[Path], None]:
         "format",
         "thresholds",
         "network",
+        "part of a network",
         "unknown",
         "no sum",
         "no network",
