@@ -26,8 +26,12 @@ from model.unfolding import unfold_filters, unfold_mel_scale
 FloatArray = NDArray[np.float32]
 
 ENGINES: Final = ("auto", "torch", "openvino", "openvino-fp32")
-TOLERANCE: Final = {"fp32": 1e-3, "bf16": 1e-2}
-"""By how much scores before calibration may differ from PyTorch's in fp32, by the engine's precision."""
+TOLERANCE: Final = {"fp32": 1e-3, "bf16": 5e-2}
+"""By how much scores before calibration may differ from PyTorch's in fp32, by the engine's precision.
+
+On 446 segments of `val` bf16 moves a logit by 0.04 (standard deviation), and so the score of one by up to
+0.035. An engine that is broken is off by far more.
+"""
 SLICE: Final = 64
 """Segments of a slice, 20 MB: enough to fill a GPU, and small enough that copying the first delays little."""
 MAX_THREADS: Final = 8
