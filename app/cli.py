@@ -574,6 +574,8 @@ def evaluate(
         predicted = read_predictions(predictions, clips, tagger.bundle) if predictions else None
     except ValueError as error:
         _refuse(str(error))
+    if report is not None:
+        _make_folder(report)
     evaluation = predicted or score_clips(tagger, clips, lambda chosen: _progress(chosen, "Scoring"))
     for clip, message in evaluation.failures:
         typer.echo(f"{clip.path}: {message}", err=True)
@@ -600,6 +602,14 @@ def _refuse(message: str) -> NoReturn:
     """End with exit code 2: the command cannot be carried out as it was typed."""
     typer.echo(f"music-tagger: {message}", err=True)
     raise typer.Exit(2)
+
+
+def _make_folder(folder: Path) -> None:
+    """Before hours of work are lost for want of it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        _refuse(f"{folder}: cannot be made ({error.strerror}); name another folder")
 
 
 @contextmanager
@@ -668,6 +678,8 @@ def _from_mtg_jamendo(folder: Path, audio: Path | None, manifest: Path, *, may_t
         write_manifest(manifest, [replace(clip, train_ok=may_train) for clip in clips], TAGS)
     except ManifestError as error:
         _refuse(str(error))
+    except OSError as error:
+        _refuse(f"{manifest}: cannot be written ({error.strerror})")
     typer.echo(f"MTG-Jamendo: {len(clips)} clips; {missing} left out, as {audio} lacks them", err=True)
     return manifest
 

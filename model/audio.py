@@ -161,8 +161,8 @@ class AudioReader:
         max_s: what is handed out may be at most this long, counted while decoding, whatever the file claims.
             So a clip longer than `max_s` is refused as a whole, but a part of it that fits can be read. Where
             the format allows no seeking, what is left out at the start may not be longer than this either.
-        live: the clip is still going on: samples are handed out within 0.1 s of being read, for some more
-            work, instead of a second at a time.
+        live: the clip is still going on: each second of it is handed out within 0.1 s of having been read to
+            its end, for some more work.
 
     Raises:
         EmptyAudioError, NotAudioError, UndecodableAudioError: on opening.

@@ -62,13 +62,16 @@ def choose_device(device: str = "auto") -> torch.device:
     Raises:
         DeviceError: the device is unknown or not there.
     """
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if device == "auto":
-        return torch.device(next(name for name, available in there.items() if available))
-    if not there.get(device.split(":")[0], False):
-        has = ", ".join(name for name, available in there.items() if available)
-        raise DeviceError(f"no device {device!r} here; choose auto or one of: {has}")
-    return torch.device(device)
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    there = [name for name, count in counts.items() if count]
+    try:
+        chosen = torch.device(there[0] if device == "auto" else device)
+        found = (chosen.index or 0) < counts.get(chosen.type, 0)
+    except RuntimeError:  # nothing that PyTorch knows
+        found = False
+    if not found:
+        raise DeviceError(f"no device {device!r} here; choose auto or one of: {', '.join(there)}")
+    return chosen
 
 
 def window_means(embeddings: FloatArray) -> FloatArray:

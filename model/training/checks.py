@@ -62,8 +62,10 @@ def check_settings(settings: "TrainSettings") -> list[Clip]:
     if settings.teachers is not None and settings.musicnn is not None:
         _check_teachers(settings.teachers, settings.musicnn)
     choose_device(settings.device)
-    if settings.init is not None:
-        load_bundle(settings.init)
+    if settings.init is not None and load_bundle(settings.init)[0].tags != settings.tags and settings.keep:
+        raise TrainingError(
+            "--keep needs the tags of the bundle that --init names: of others it has no weights"
+        )
     clips = [clip for manifest in settings.manifests for clip in read_manifest(manifest, settings.tags)]
     if settings.soft_labels is not None and not {clip.id for clip in clips} & set(
         read_soft_labels(settings.soft_labels)[0]
@@ -168,9 +170,11 @@ def _has_words(settings: "TrainSettings", tag: str) -> bool:
     return settings.words and settings.teachers is not None and tag in WORDS
 
 
-def run_of(settings: "TrainSettings", clips: Iterable[Clip] = ()) -> dict[str, Any]:
+def run_of(
+    settings: "TrainSettings", learn: Iterable[Clip] = (), held_out: Iterable[Clip] = ()
+) -> dict[str, Any]:
     """What a run that was stopped must have in common with that which goes on; the device need not be."""
-    rows = repr([(clip.id, clip.source, clip.labels) for clip in clips])
+    rows = repr([[(clip.id, clip.source, clip.labels) for clip in clips] for clips in (learn, held_out)])
     run = {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in FREE}
     run |= {name: run[name] is not None for name in FOLDERS} | {
         "init": load_bundle(settings.init)[0].sha256 if settings.init else None,

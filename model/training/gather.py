@@ -39,14 +39,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.audio import AudioError, read_audio
+from model.frontend import SAMPLE_RATE_HZ
 from model.tags import TAGS
 from model.training import singing
-from model.training.augmentation import change_speed
+from model.training.augmentation import change_speed, colour
 from model.training.corpus import SOURCES, Clip, read_manifest
 
 Samples = NDArray[np.float32]
 
-SAMPLE_RATE_HZ = 16_000
 PIECE_S = 29.0
 PIECE = int(PIECE_S * SAMPLE_RATE_HZ)
 AUDIO_SUFFIXES = {".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav", ".m4a"}
@@ -367,10 +367,8 @@ def one_by_one(files: list[Path], read: Callable[[Path], Samples], rng: random.R
 
 def noise_piece(index: int, rng: random.Random) -> Piece:
     """White to brown noise with a slow swell, or a few steady tones, or both."""
-    noise = np.random.default_rng(rng.randrange(2**32)).standard_normal(PIECE)
-    spectrum = np.fft.rfft(noise)
-    spectrum[1:] /= np.arange(1, len(spectrum)) ** rng.uniform(0.0, 1.0)
-    samples = np.fft.irfft(spectrum, PIECE)
+    white = np.random.default_rng(rng.randrange(2**32)).standard_normal(PIECE, np.float32)
+    samples = colour(white, rng.uniform(0.0, 1.0))
     samples /= np.abs(samples).max()
     time = np.arange(PIECE) / SAMPLE_RATE_HZ
     tones = sum(np.sin(2 * np.pi * rng.uniform(60, 4000) * time) for _ in range(rng.randint(1, 4)))

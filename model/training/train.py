@@ -2,7 +2,7 @@
 
 Every step draws a batch (`Sampler`), distorts it, and descends on masked binary cross-entropy, towards the
 labels and towards what the public taggers' words say of each tag, plus distillation. A moving average of the
-weights is what is evaluated, on the split `val`, and the best of those by mean ROC-AUC is kept.
+weights is what is evaluated, on the split `val`, and the last of those near the best by mean ROC-AUC is kept.
 """
 
 import copy
@@ -389,11 +389,12 @@ def descend(
         "schedule": schedule,
     }
     checkpoint = settings.out / "checkpoint.pt"
-    run = run_of(settings, (*learn.clips, *held_out.clips))
+    run = run_of(settings, learn.clips, held_out.clips)
     first, best_auc, best = _resume(checkpoint, state, device, run)
     log = Log(
         settings.out / "log.csv",
         ["step", "seconds", "loss", "distillation", *(f"auc_{tag}" for tag in settings.tags), "auc"],
+        anew=first == 0,
     )
     began, losses, distillations = time.monotonic(), [], []
     for step, batch in enumerate(drawn_ahead(sampler, range(first, settings.steps), device), first):
@@ -527,9 +528,9 @@ def _resume(
 class Log:
     """A CSV that grows a row an evaluation, and survives a resumed run."""
 
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+    def __init__(self, path: Path, columns: Sequence[str], *, anew: bool = False) -> None:
         self.path = path
-        if not path.exists():
+        if anew or not path.exists():
             self._write("w", columns)
 
     def add(self, row: Sequence[Any]) -> None:

@@ -290,6 +290,18 @@ def test_evaluate_adds_the_sections_that_were_asked_for(manifest: Path, tmp_path
     assert "| speech | 1 | vocal |" in report
 
 
+def test_a_report_that_cannot_be_written_is_refused_before_a_clip_is_scored(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.evaluation.report.score_clips", None)
+    (tmp_path / "file").touch()
+
+    result = run("evaluate", "--manifest", manifest, "--device", "cpu", "--report", tmp_path / "file")
+
+    assert result.exit_code == 2
+    assert "file: cannot be made (File exists); name another folder" in result.stderr
+
+
 def test_evaluate_takes_predictions_made_elsewhere(manifest: Path, tmp_path: Path) -> None:
     for clip in tmp_path.glob("*.wav"):
         clip.unlink()
@@ -375,6 +387,20 @@ def test_train_exempts_mtg_jamendo_alone_from_train_ok(
     clips = read_manifest(seen[0].manifests[1], TAGS)
     assert seen[0].train_ok_only
     assert {clip.train_ok for clip in clips} == {allowed}
+
+
+def test_a_manifest_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    splits = tmp_path / "data" / "splits" / "split-0"
+    splits.mkdir(parents=True)
+    for name in ("train", "validation", "test"):
+        (splits / f"autotagging-{name}.tsv").write_text(f"HEADER\n{name}\ta\tb\t{name}.mp3\t9\tgenre---pop\n")
+        (tmp_path / f"{name}.mp3").touch()
+    (tmp_path / "file").touch()
+
+    result = run("mtg-jamendo", tmp_path, "--audio", tmp_path, "--out", tmp_path / "file" / "my.csv")
+
+    assert result.exit_code == 2
+    assert "my.csv: cannot be written" in result.stderr
 
 
 def test_serve_answers_on_the_port_that_was_named() -> None:

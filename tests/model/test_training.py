@@ -148,10 +148,18 @@ def test_training_goes_on_from_a_bundle_of_other_tags_whose_filters_stay_as_they
     }
     assert not any(changed[name] for name in changed if ".filters." in name)
     assert changed["head.hidden.weight"]
-    kept = load_bundle(train(settings_for(manifest, tmp_path / "kept", init=first, steps=2, keep=1.0)))[1]
-    torch.testing.assert_close(kept.head.hidden.weight, before.head.hidden.weight)
     drift = (before.head.hidden.weight - after.head.hidden.weight).abs().max()
     assert drift < 0.1  # it went on from there, and did not start anew
+
+
+def test_what_is_kept_of_a_bundle_stays_as_it_was(manifest: Path, tmp_path: Path) -> None:
+    first = train(settings_for(manifest, tmp_path / "first", steps=2))
+
+    kept = train(settings_for(manifest, tmp_path / "kept", init=first, steps=2, keep=1.0, consistency=False))
+
+    before, after = load_bundle(first)[1].state_dict(), load_bundle(kept)[1].state_dict()
+    for name in ("head.hidden.weight", "head.out.weight", "head.straight.weight"):
+        torch.testing.assert_close(after[name], before[name], msg=name)
 
 
 @pytest.fixture
@@ -225,7 +233,8 @@ def with_rows(manifest: Path, path: Path, change: Callable[[dict[str, str]], dic
         ({"steps": 3, "batch": 4}, "different: steps, batch"),
         ({"network": replace(SMALL, hidden=16)}, "different: network"),
         ({"distillation": 3.0, "augment": False}, "different: distillation, augment"),
-        ({"init": SHIPPED, "keep": 0.5}, "different: init, keep"),
+        ({"init": SHIPPED}, "different: init"),
+        ({"consistency": False}, "different: consistency"),
     ],
 )
 def test_a_run_does_not_go_on_from_the_checkpoint_of_another(
@@ -253,9 +262,27 @@ def test_a_run_does_not_go_on_with_other_clips_or_from_a_damaged_checkpoint(
     with pytest.raises(TrainingError, match="different: clips"):
         train(replace(settings, manifests=(other,)))
 
+    last = [row["id"] for row in rows_of(manifest) if row["split"] == "train"][-1]
+    moved = with_rows(
+        manifest, tmp_path / "moved.csv", lambda row: row | ({"split": "val"} if row["id"] == last else {})
+    )
+    with pytest.raises(TrainingError, match="different: clips"):
+        train(replace(settings, manifests=(moved,)))
+
     (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK")
     with pytest.raises(TrainingError, match="damaged"):
         train(settings)
+
+
+def test_a_run_that_starts_anew_has_a_log_of_its_own(manifest: Path, tmp_path: Path) -> None:
+    settings = settings_for(manifest, tmp_path / "run", steps=1, batch=2)
+    train(settings)
+    (tmp_path / "run" / "checkpoint.pt").unlink()
+
+    train(replace(settings, tags=("beat",)))
+
+    (row,) = rows_of(tmp_path / "run" / "log.csv")
+    assert [name for name in row if name.startswith("auc_")] == ["auc_beat"]
 
 
 def test_a_training_that_diverges_says_what_to_lower(manifest: Path, tmp_path: Path) -> None:
@@ -278,6 +305,7 @@ def no_decoding(*_: object) -> None:
         ({"learning_rate": 0.0}, "--learning-rate 0.0"),
         ({"learning_rate": float("nan")}, "--learning-rate nan"),
         ({"keep": 0.5}, "--keep"),
+        ({"keep": 0.5, "init": SHIPPED}, "--keep needs the tags"),
         ({"teachers": Path("nowhere")}, "give both, or neither"),
         ({"musicnn": Path("nowhere")}, "give both, or neither"),
         ({"teachers": Path("nowhere"), "musicnn": Path("nowhere")}, r"--teachers nowhere.*teach\.py"),
@@ -899,6 +927,29 @@ def test_only_clips_of_the_first_manifest_are_judged_though_others_have_the_same
         tmp_path / "cv" / "predictions.csv", alone
     )]  # fmt: skip
     assert dealt[0] == dealt[1]
+
+
+def test_clips_kept_for_the_last_test_take_no_part_in_a_cross_validation(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learnt: set[str] = set()
+
+    def watched(settings: TrainSettings, learn: Material, *others: Any) -> TaggerNetwork:  # noqa: ANN401
+        learnt.update(clip.id for clip in learn.clips)
+        return fit(settings, learn, *others)
+
+    monkeypatch.setattr("model.training.cross_validation.fit", watched)
+    last_four = {str(index) for index in range(8, 12)}
+    own = with_rows(
+        manifest,
+        tmp_path / "own.csv",
+        lambda row: row | ({"split": "test"} if row["id"] in last_four else {}),
+    )
+
+    predictions = cross_validate(settings_for(own, tmp_path / "cv", steps=1), 2)
+
+    judged = {row["id"] for row in rows_of(predictions)}
+    assert judged == learnt == {str(index) for index in range(8)}
 
 
 @pytest.mark.parametrize(("folds", "tags", "message"), [(13, ("beat",), "2 to 12"), (2, ("never",), "never")])
