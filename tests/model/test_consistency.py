@@ -43,9 +43,10 @@ def off_by(network: TaggerNetwork, target: TaggerNetwork, clips: Material) -> tu
     clean: list[float] = []
     others: list[float] = []
     rng = np.random.default_rng(5)
-    embed = embedder(target, CPU)
-    for index in range(len(clips.clips)):
-        for number, part in enumerate(hear(target, embed, clips, index, rng)):
+    with embedder(target, CPU) as embed:
+        heard = [list(hear(target, embed, clips, index, rng)) for index in range(len(clips.clips))]
+    for parts in heard:
+        for number, part in enumerate(parts):
             said = network.classify(torch.from_numpy(part.windows)).detach().numpy()
             (others if number else clean).append(float(np.square(said - part.logits).mean()))
     return float(np.mean(clean)), float(np.mean(others))
