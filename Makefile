@@ -21,7 +21,7 @@ INSTALLED := $(VENV)/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup serve ray test lint lint-openapi docs format image image-check lock sbom audit release clean
+.PHONY: help setup serve ray test test-ray lint lint-openapi docs format image image-check lock sbom audit release clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ ray: $(INSTALLED) ## serve on Ray on this machine, with RAY_ARGS='--replicas 2'
 
 test: $(INSTALLED) ## run the tests; narrow them with PYTEST_ARGS='-k metrics'
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-ray: $(INSTALLED) ## run the tests of deploy/ray, which start Ray: some minutes
+	$(BIN)/python -m pip install --quiet --editable '.[ray]'
+	$(BIN)/python -m pytest -m ray $(PYTEST_ARGS)
 
 lint: $(INSTALLED) ## ruff, mypy --strict, hadolint
 	$(BIN)/python -m ruff check .

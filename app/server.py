@@ -17,7 +17,7 @@ from app.connection import Connection
 from app.listener import MOST_MESSAGE_BYTES
 from app.logs import logger
 from app.main import create_app
-from app.settings import Settings
+from app.settings import Settings, unknown_names
 from app.state import State
 from app.stream_connection import StreamConnection
 from model.bundle import BundleError
@@ -94,6 +94,8 @@ def serve(settings: Settings) -> int:
     """
     logs.configure(settings.log_level)
     warn_if_open(settings)
+    for name in unknown_names(os.environ):
+        logger.warning(f"{name} is no setting, and is ignored; docs/settings.md has them all")
     app = create_app(settings)
     state: State = app.state.tagger_service
     config = _config(app, settings)

@@ -13,12 +13,21 @@ from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 BYTES_PER_MB = 1_000_000
+PREFIX = "TAGGER_"
 MAX_DECODERS = 8
 
 
 def hash_key(key: str) -> str:
     """Return the SHA-256 of an API key as hex: only this form of a key is held in memory."""
     return hashlib.sha256(key.encode()).hexdigest()
+
+
+def unknown_names(environment: Iterable[str]) -> list[str]:
+    """Names like a setting's of which there is none: misspelt ones, most likely."""
+    known = {f"{PREFIX}{name}".upper() for name in Settings.model_fields}
+    return sorted(
+        name for name in environment if name.upper().startswith(PREFIX) and name.upper() not in known
+    )
 
 
 def _split(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -38,7 +47,7 @@ class Settings(BaseSettings):
     """All settings; an unknown value or a bad combination stops the start with a message that names it."""
 
     model_config = SettingsConfigDict(
-        env_prefix="TAGGER_", env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, use_attribute_docstrings=True
     )
 
     host: str = "127.0.0.1"
@@ -56,8 +65,8 @@ class Settings(BaseSettings):
 
     engine: str = Field(default="auto", pattern="^(auto|torch|openvino|openvino-fp32)$")
     """What computes the network. auto takes OpenVINO on a CPU, in bf16 where the CPU has instructions for it
-    (scores within 0.01 of fp32's), and PyTorch on a GPU. openvino-fp32: within 0.001, slower. torch: the
-    reference, slowest on a CPU."""
+    (scores of 5 s within 0.05 of fp32's), and PyTorch on a GPU. openvino-fp32: within 0.001, slower. torch:
+    the reference, slowest on a CPU."""
     threads: int | None = Field(default=None, ge=1, le=256)
     """Threads of the network on a CPU. Empty: one a core (of those that a container may use), at most 8. Low:
     cores idle once decoding is done. High: more memory; decoders and the network share the cores by turns

@@ -30,6 +30,15 @@ export const unreachable = () => new Problem({
   detail: "No answer came.", hint: "Check the connection, then try again.",
 });
 
+// What answered was not the service but something before it, whose words are not for a listener.
+export const answeredBy = (status) => new Problem({ status, detail: `HTTP ${status}`, ...(status === 413 ? {
+  type: "/problems/too-many-bytes", title: "The file is too large",
+  hint: "Send a compressed file (MP3, Opus, M4A) or a part of the song.",
+} : {
+  type: "/problems/unreachable", title: "The service cannot be reached",
+  hint: "Try again in a moment. If it fails again, tell whoever runs the service.",
+}) });
+
 const impossibleKey = () => new Problem({
   type: "/problems/key-impossible", status: 0, title: "This cannot be a key",
   detail: "", hint: "It holds a character that no key can hold, perhaps an invisible one. Copy it again, without what is around it.",
@@ -48,7 +57,7 @@ export function problemOf(error) {
 export async function describeModel() {
   const response = await fetch("v1/model", { headers: headers() }).catch(() => { throw unreachable(); });
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Problem(body);
+  if (!response.ok) throw body.title ? new Problem(body) : answeredBy(response.status);
   return body;
 }
 
@@ -58,7 +67,7 @@ export async function tag(file, onStep, signal) {
     signal.throwIfAborted(); // the clip may have been cleared while it waited
     const { status, body, retryAfter } = await send(file, onStep, signal);
     if (status === 200) return body;
-    if ((status !== 429 && status !== 503) || attempt === RETRIES) throw new Problem(body);
+    if ((status !== 429 && status !== 503) || attempt === RETRIES) throw body.title ? new Problem(body) : answeredBy(status);
     const seconds = Math.min(retryAfter || 1, 30);
     onStep("waiting", seconds);
     await pause(seconds, signal);
@@ -87,7 +96,7 @@ function send(file, onStep, signal) {
       try { body = JSON.parse(request.responseText); } catch { /* a proxy's page: told by its status */ }
       resolve({
         status: request.status,
-        body: body.title || body.tags ? body : { status: request.status, title: `HTTP ${request.status}` },
+        body,
         retryAfter: Number(request.getResponseHeader("Retry-After")),
       });
     };

@@ -1,6 +1,6 @@
 // The page: clips come in, are tagged two at a time, and are shown one at a time.
 
-import { Problem, describeModel, problemOf, tag, unreachable, useKey } from "./api.js";
+import { Problem, answeredBy, describeModel, problemOf, tag, unreachable, useKey } from "./api.js";
 import { languages, locale, other, say, sayProblem, tagMeaning, tagName, translate, use } from "./i18n.js";
 import { Live } from "./live.js";
 import { peaksOf, record } from "./sound.js";
@@ -63,7 +63,7 @@ function add(files) {
   const made = [...files].map((file) => new Clip(file));
   if (!made.length) return;
   clips.push(...made);
-  show(made[0]);
+  if (!isLive()) show(made[0]); // what is live keeps its place, and with it the button that stops it
   table.draw();
   work();
 }
@@ -228,6 +228,8 @@ function drawResult() {
   byId("play").disabled = !clip.answer || isLive() || ["noWave", "liveGone"].includes(clip.waveNote);
   byId("timeline-help").hidden = byId("play").disabled;
   byId("live-stop").hidden = !isLive();
+  byId("remove").hidden = isLive() || !clips.includes(clip);
+  byId("remove").textContent = say(clip.answer || clip.problem ? "remove" : "cancel");
   drawProgress(clip);
   drawProblem(clip);
   byId("findings").hidden = !clip.answer;
@@ -425,7 +427,7 @@ async function beginRecording() {
   try {
     session = await record(`${say("recording")} ${now}.webm`);
   } catch (error) {
-    failRecording(error);
+    failWithout(say("record"), noMicrophone(error), () => void toggleRecording());
     return;
   }
   const began = Date.now();
@@ -449,11 +451,13 @@ const noMicrophone = (error) => new Problem({
   hint: "Allow this page to use the microphone in the browser, then try again.",
 });
 
-function failRecording(error) {
-  const clip = new Clip(new File([], say("record")));
+// Tells of a clip that there is none of.
+function failWithout(name, problem, again) {
+  const clip = new Clip(new File([], name));
   clip.phase = "failed";
-  clip.problem = noMicrophone(error);
-  clip.again = () => void toggleRecording();
+  clip.problem = problem;
+  clip.again = again;
+  tell(clip, sayProblem(problem).title);
   shown = clip; // shown, but not one of the clips
   table.chosen = null;
   drawResult();
@@ -471,6 +475,13 @@ byId("live-stop").addEventListener("click", () => shown.live.stop());
 byId("play").addEventListener("click", () => player.toggle());
 byId("language").addEventListener("click", () => { use(other()); drawWords(); });
 byId("theme").addEventListener("click", nextTheme);
+byId("remove").addEventListener("click", () => {
+  const index = clips.indexOf(shown);
+  clips.splice(index, 1)[0].drop();
+  if (clips.length) show(clips[Math.min(index, clips.length - 1)]);
+  else showNothing();
+  byId(clips.length ? "remove" : "choose").focus();
+});
 byId("clear").addEventListener("click", () => {
   for (const clip of clips.splice(0)) clip.drop();
   showNothing();
@@ -491,7 +502,7 @@ for (const button of document.querySelectorAll("[data-sample]")) {
     const name = `${button.dataset.sample}.opus`;
     const response = await fetch(`web/samples/${name}`).catch(() => null);
     if (response?.ok) add([new File([await response.arrayBuffer()], name, { type: "audio/ogg" })]);
-    else byId("news").textContent = say("done", name, sayProblem(unreachable()).title);
+    else failWithout(name, response ? answeredBy(response.status) : unreachable(), () => button.click());
   });
 }
 for (const event of ["dragenter", "dragover"]) {

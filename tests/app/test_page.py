@@ -198,7 +198,66 @@ def test_a_service_that_is_gone_is_told_and_can_be_tried_again(tab: Tab) -> None
     expect(page.locator("#problem")).to_be_hidden()
 
 
-def test_a_clip_that_is_cleared_while_it_waits_is_not_sent(tab: Tab) -> None:
+@pytest.mark.parametrize(
+    ("status", "title"), [(502, "The service cannot be reached"), (413, "The file is too large")]
+)
+def test_what_a_proxy_answers_is_told_in_the_page_s_words(tab: Tab, status: int, title: str) -> None:
+    page = tab.page
+    page.route("**/v1/tags*", lambda route: route.fulfill(status=status, body="<h1>nginx</h1>"))
+
+    page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
+
+    expect(page.locator("#problem-title")).to_have_text(title)
+    expect(page.locator("#problem-detail")).to_have_text(f"HTTP {status}")
+    expect(page.locator("#problem-hint")).not_to_be_empty()
+
+
+def test_a_key_that_a_proxy_kept_from_the_service_is_told_so(server: Process, browser: Browser) -> None:
+    with opened(browser, server) as tab:
+        page = tab.page
+        page.route(
+            "**/v1/tags*", lambda route: route.fulfill(status=401, json={"title": "A key", "status": 401})
+        )
+        page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
+        page.route("**/v1/model", lambda route: route.fulfill(status=502, body="<h1>nginx</h1>"))
+
+        page.locator("#key").fill("open-sesame")
+        page.locator("#key-send").click()
+
+        expect(page.locator("#key-problem")).to_contain_text("The service cannot be reached")
+
+
+def test_a_sample_that_cannot_be_had_is_told_and_can_be_tried_again(tab: Tab) -> None:
+    page = tab.page
+    page.route("**/web/samples/*", lambda route: route.abort())
+    page.locator("[data-sample=song]").click()
+    expect(page.locator("#problem-title")).to_have_text("The service cannot be reached")
+    expect(page.locator("#remove")).to_be_hidden()
+
+    page.unroute("**/web/samples/*")
+    page.get_by_role("button", name="Try again").click()
+
+    expect(page.locator("#scores li")).not_to_have_count(0)
+
+
+def test_a_clip_is_removed_and_the_one_beside_it_is_shown(tab: Tab) -> None:
+    page = tab.page
+    page.locator("#files").set_input_files([CLIPS / "sung_pop.opus", CLIPS / "club_track.opus"])
+    expect(page.locator("#rows td.present")).not_to_have_count(0)
+    expect(page.locator("#clip-name")).to_have_text("sung_pop.opus")
+
+    page.get_by_role("button", name="Remove").click()
+    expect(page.locator("#clip-name")).to_have_text("club_track.opus")
+    expect(page.locator("#remove")).to_be_focused()
+    tab.screenshot("page-remove")
+    expect(page.locator("#remove")).to_have_text("Remove")
+    page.locator("#remove").click()
+
+    expect(page.locator("#result")).to_be_hidden()
+    expect(page.locator("#choose")).to_be_focused()
+
+
+def test_a_clip_that_is_cancelled_while_it_waits_is_not_sent(tab: Tab) -> None:
     page = tab.page
     sent: list[str] = []
 
@@ -210,7 +269,7 @@ def test_a_clip_that_is_cleared_while_it_waits_is_not_sent(tab: Tab) -> None:
     page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
     expect(page.locator("#progress-text")).to_contain_text("again")
 
-    page.evaluate("document.getElementById('clear').click()")
+    page.get_by_role("button", name="Cancel").click()
     page.wait_for_timeout(1500)
 
     assert len(sent) == 1
@@ -360,6 +419,19 @@ def test_the_microphone_is_tagged_live_until_it_is_stopped(server: Process, brow
         assert server.metric("music_tagger_streams_open") == 0
         tab.screenshot("page-live-done")
         assert tab.errors == []
+
+
+def test_what_is_live_can_be_stopped_though_a_clip_was_added(server: Process, browser: Browser) -> None:
+    with opened(browser, server, permissions=["microphone"]) as tab:
+        page = tab.page
+        page.get_by_role("button", name="Microphone").click()
+        page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
+        expect(page.locator("#rows td.present")).not_to_have_count(0)
+
+        page.locator("#live-stop").click()
+
+        expect(page.locator("#live-stop")).to_be_hidden()
+        assert server.metric("music_tagger_streams_open") == 0
 
 
 def test_a_file_is_tagged_live_as_it_plays(server: Process, tab: Tab) -> None:

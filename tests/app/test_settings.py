@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from app.server import warn_if_open
-from app.settings import Settings, hash_key
+from app.settings import Settings, hash_key, unknown_names
 
 
 def test_each_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +65,12 @@ def test_a_service_that_is_open_to_others_warns_of_it(
 
     assert [record.levelname for record in caplog.records] == ["WARNING"] * is_warned
     assert ("TAGGER_API_KEYS" in caplog.text) == is_warned
+
+
+def test_a_name_that_is_no_setting_is_found() -> None:
+    names = ["TAGGER_QUEUE_SEGMENT", "TAGGER_QUEUE_SEGMENTS", "tagger_port", "PATH"]
+
+    assert unknown_names(names) == ["TAGGER_QUEUE_SEGMENT"]
 
 
 @pytest.mark.parametrize(
