@@ -66,10 +66,6 @@ class LocalEngine(Engine, Protocol):
         """Compute what is behind the log-mel: levelled log-mels of segments [B, 96, T] -> [B, E]."""
         ...
 
-    def close(self) -> None:
-        """Let go of its threads and its memory; it computes nothing after."""
-        ...
-
 
 class TorchEngine:
     """The network as it is, in float32; on CUDA its convolutions compute in TF32 where the GPU can.
@@ -125,9 +121,6 @@ class TorchEngine:
             embeddings = [self._network.embed_mel(part.to(self._device)).float() for part in slices]
         found: FloatArray = torch.cat(embeddings).cpu().numpy()
         return found
-
-    def close(self) -> None:
-        """See LocalEngine; it has no threads of its own."""
 
     def _copy(self, segments: Tensor) -> Tensor:
         """Begin to copy a slice to the device; only CUDA goes on without waiting for it."""
@@ -187,10 +180,6 @@ class OpenVinoEngine:
     def embed_mels(self, mels: FloatArray) -> FloatArray:
         """See Engine."""
         return self._share(self._embed_mels, mels)
-
-    def close(self) -> None:
-        """See LocalEngine; it waits for the threads, which would hold on to the engine for good."""
-        self._pool.shutdown()
 
     def _share(self, work: Callable[[FloatArray], FloatArray], rows: FloatArray) -> FloatArray:
         """Rows -> their embeddings, as many to each thread."""
@@ -266,14 +255,11 @@ def first_that_agrees(
     segments = probe()
     expected = scores(reference(segments))
     for build in candidates:
-        candidate = None
         try:
             candidate = build()
             _check(candidate, scores(candidate(segments)), expected)
         except Exception as error:  # whatever a foreign engine raises, there is one that works
             logger.warning("an engine cannot be used: %s: %s", type(error).__name__, error)
-            if candidate is not None:
-                candidate.close()
         else:
             return candidate
     logger.warning("the network runs in PyTorch, which is slower")

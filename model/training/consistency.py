@@ -73,11 +73,11 @@ def fit_consistency(network: TaggerNetwork, material: Material, seed: int) -> No
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(material.clips))[:MOST_CLIPS])
+    embed = embedder(network, network.head.out.weight.device)
     lesson = Lesson(network)
-    with embedder(network, network.head.out.weight.device) as embed:
-        for first in range(0, len(chosen), CLIPS_AT_ONCE):
-            some = chosen[first : first + CLIPS_AT_ONCE]
-            lesson.add([part for index in some for part in hear(network, embed, material, int(index), rng)])
+    for first in range(0, len(chosen), CLIPS_AT_ONCE):
+        some = chosen[first : first + CLIPS_AT_ONCE]
+        lesson.add([part for index in some for part in hear(network, embed, material, int(index), rng)])
     lesson.teach()
 
 

@@ -1,7 +1,6 @@
 """Embeddings of segments from cached log-mels, for all that hears a trunk that does not change any more."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
@@ -13,8 +12,7 @@ from model.training.material import Mel
 Embed = Callable[[Mel], FloatArray]
 
 
-@contextmanager
-def embedder(network: TaggerNetwork, device: torch.device) -> Iterator[Embed]:
+def embedder(network: TaggerNetwork, device: torch.device) -> Embed:
     """What computes the trunk as the service does, with the fastest engine of the device.
 
     On two cores of a CPU, six segments took 12 ms so, and 19 in PyTorch's autocast, in which it learned.
@@ -23,7 +21,7 @@ def embedder(network: TaggerNetwork, device: torch.device) -> Iterator[Embed]:
         network: on `device`, in evaluation mode; what becomes of its trunk later is not heard.
         device: where it is.
 
-    Yields:
+    Returns:
         A function from log-mels of segments as they are cached [B, 96, T] to embeddings [B, E].
     """
     engine = choose_engine(network, device)
@@ -31,7 +29,4 @@ def embedder(network: TaggerNetwork, device: torch.device) -> Iterator[Embed]:
     def embed(mels: Mel) -> FloatArray:
         return engine.embed_mels(level(torch.from_numpy(mels).float()).numpy())
 
-    try:
-        yield embed
-    finally:
-        engine.close()
+    return embed

@@ -88,12 +88,12 @@ def frozen_windows(
     network: TaggerNetwork, material: Material, device: torch.device
 ) -> list[tuple[int, NDArray[np.float32]]]:
     """What the frozen convolutions find in the windows: a clip, [windows, E], for each clip and variant."""
+    embed = embedder(network, device)
     heard = []
-    with embedder(network, device) as embed:
-        for index in range(len(material.clips)):
-            mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in VARIANTS])
-            segments = embed(mels)[:, : network.head.frozen_size]
-            heard += [(index, window_means(part)) for part in np.split(segments, len(VARIANTS))]
+    for index in range(len(material.clips)):
+        mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in VARIANTS])
+        segments = embed(mels)[:, : network.head.frozen_size]
+        heard += [(index, window_means(part)) for part in np.split(segments, len(VARIANTS))]
     return heard
 
 

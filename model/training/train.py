@@ -547,11 +547,11 @@ def clip_logits(
     network: TaggerNetwork, material: Material, device: torch.device
 ) -> list[NDArray[np.float64]]:
     """Logits of the windows of every clip, as the tagger cuts them: N arrays [windows, K]."""
+    embed = embedder(network, device)
     logits = []
-    with embedder(network, device) as embed:
-        for index in range(len(material.clips)):
-            windows = torch.from_numpy(window_means(embed(cut_mel(material.mel(index)))))
-            logits.append(network.classify(windows.to(device)).cpu().numpy().astype(np.float64))
+    for index in range(len(material.clips)):
+        windows = torch.from_numpy(window_means(embed(cut_mel(material.mel(index)))))
+        logits.append(network.classify(windows.to(device)).cpu().numpy().astype(np.float64))
     return logits
 
 

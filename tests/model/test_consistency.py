@@ -43,10 +43,9 @@ def off_by(network: TaggerNetwork, target: TaggerNetwork, clips: Material) -> tu
     clean: list[float] = []
     others: list[float] = []
     rng = np.random.default_rng(5)
-    with embedder(target, CPU) as embed:
-        heard = [list(hear(target, embed, clips, index, rng)) for index in range(len(clips.clips))]
-    for parts in heard:
-        for number, part in enumerate(parts):
+    embed = embedder(target, CPU)
+    for index in range(len(clips.clips)):
+        for number, part in enumerate(hear(target, embed, clips, index, rng)):
             said = network.classify(torch.from_numpy(part.windows)).detach().numpy()
             (others if number else clean).append(float(np.square(said - part.logits).mean()))
     return float(np.mean(clean)), float(np.mean(others))

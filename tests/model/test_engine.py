@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -138,17 +137,6 @@ def test_a_cpu_gets_openvino_at_the_best_precision_that_it_has(network: TaggerNe
     chosen = choose_engine(network, CPU, engine, threads=1)
 
     assert (chosen.name, chosen.precision) == ("openvino", "bf16" if has_bf16() else "fp32")
-
-
-def test_an_engine_that_is_closed_leaves_no_thread_behind(network: TaggerNetwork) -> None:
-    before = threading.active_count()
-    engine = OpenVinoEngine(network, "fp32", threads=2)
-    engine(probe())
-    while_open = threading.active_count()
-
-    engine.close()
-
-    assert (while_open, threading.active_count()) == (before + 2, before)
 
 
 @pytest.mark.parametrize("engine", ["torch", "openvino-fp32"])
