@@ -51,11 +51,10 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
         TrainingError: there are fewer sources than folds, a tag has only yes or only no, a fold has nothing
             to learn from, or `settings.out` holds another run; and what `train` raises.
     """
-    rows = read_manifest(settings.manifests[0], settings.tags)
-    _check(settings, folds, _without_test(check_settings(settings)), _without_test(rows))
+    _check(settings, folds, check_settings(settings), read_manifest(settings.manifests[0], settings.tags))
     shared = settings.cache or settings.out / "cache"
-    material = _seen(prepare(replace(settings, cache=shared)))
-    judged = _seen(prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None)))
+    material = prepare(replace(settings, cache=shared))
+    judged = prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None))
     _check(settings, folds, material.clips, judged.clips)  # again: what cannot be read is left out
     fold_of = deal(judged.clips, folds)
     said: list[Logits] = []
@@ -64,15 +63,6 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
         sources = {source for source, number in fold_of.items() if number == fold}
         said.append(_fold(own, material, judged, sources, progress))
     return _write(settings, judged, said)
-
-
-def _without_test(clips: Sequence[Clip]) -> list[Clip]:
-    """Those of the splits `train` and `val`: `test` neither trains nor calibrates."""
-    return [clip for clip in clips if clip.split != "test"]
-
-
-def _seen(material: Material) -> Material:
-    return material.select(np.array([clip.split != "test" for clip in material.clips], np.bool_))
 
 
 def _check(settings: TrainSettings, folds: int, clips: Sequence[Clip], judged: Sequence[Clip]) -> None:
@@ -126,7 +116,7 @@ def _fold(
     if kept is not None and list(kept) == ids:
         return kept
     if kept is not None:  # of the manifest before rows were added or removed: this fold is trained anew
-        for former in (path, settings.out / "checkpoint.pt"):
+        for former in (path, settings.out / "checkpoint.pt", settings.out / "log.csv"):
             former.unlink(missing_ok=True)
     learn = material.select(~shares_source(material.clips, sources) & usable(material, settings))
     warn_of_one_class(settings, learn.clips)

@@ -929,29 +929,6 @@ def test_only_clips_of_the_first_manifest_are_judged_though_others_have_the_same
     assert dealt[0] == dealt[1]
 
 
-def test_clips_kept_for_the_last_test_take_no_part_in_a_cross_validation(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    learnt: set[str] = set()
-
-    def watched(settings: TrainSettings, learn: Material, *others: Any) -> TaggerNetwork:  # noqa: ANN401
-        learnt.update(clip.id for clip in learn.clips)
-        return fit(settings, learn, *others)
-
-    monkeypatch.setattr("model.training.cross_validation.fit", watched)
-    last_four = {str(index) for index in range(8, 12)}
-    own = with_rows(
-        manifest,
-        tmp_path / "own.csv",
-        lambda row: row | ({"split": "test"} if row["id"] in last_four else {}),
-    )
-
-    predictions = cross_validate(settings_for(own, tmp_path / "cv", steps=1), 2)
-
-    judged = {row["id"] for row in rows_of(predictions)}
-    assert judged == learnt == {str(index) for index in range(8)}
-
-
 @pytest.mark.parametrize(("folds", "tags", "message"), [(13, ("beat",), "2 to 12"), (2, ("never",), "never")])
 def test_a_cross_validation_that_cannot_end_does_not_begin(
     manifest: Path, tmp_path: Path, folds: int, tags: tuple[str, ...], message: str
