@@ -63,11 +63,11 @@ class Admission:
     def _judge_headers(self, scope: Scope, body: "Body", *, works: bool) -> None:
         if problem := key_problem(scope, self._state.settings.api_keys):
             raise problem
+        if not works:  # nothing of the query or of the deadline is read
+            return
         if scope.get("query_string", b"").count(b"&") >= MOST_PARAMETERS:
             raise ProblemError("bad-parameter", f"The query has more than {MOST_PARAMETERS} parameters.")
         body.until = scope["state"]["deadline"] = deadline_of(scope, self._state.settings)
-        if not works:
-            return
         if problem := self._state.refusal():
             raise problem
         if not self._state.pipeline.has_room():

@@ -27,6 +27,8 @@ SEGMENTS_IN_A_ROW: Final = 8
 """Of one clip, before the next one's turn: 40 s, so that a clip of half a minute is done in one turn. With
 one segment a turn, all clips that are there would be done together, as late as can be."""
 DEATHS_WINDOW_S: Final = 300.0
+MOST_FAILURES: Final = 16
+"""Forward passes in a row. No clip makes one fail: after so many it is the device that does nothing more."""
 RATE_BATCHES: Final = 64
 MAX_RETRY_AFTER_S: Final = 3600
 
@@ -40,7 +42,7 @@ class BatchFailedError(RuntimeError):
 
 
 class StoppedError(RuntimeError):
-    """The batcher stopped, or its worker died too often, before this segment's turn came."""
+    """The batcher stopped, or gave up its device, before this segment's turn came."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class Batcher:
         queue_segments: most segments admitted at once.
         max_deaths: deaths of workers within `DEATHS_WINDOW_S` after which none is restarted.
         on_batch: told the segments and seconds of each successful pass.
-        on_exhausted: called once when workers died too often.
+        on_exhausted: called once when workers died too often, or `MOST_FAILURES` passes in a row failed.
         concurrent_batches: most forward passes at once, a worker each.
     """
 
@@ -150,6 +152,7 @@ class Batcher:
         self._finished = 0.0
         self._pace: deque[tuple[int, float]] = deque(maxlen=RATE_BATCHES)
         self._deaths: deque[float] = deque(maxlen=max_deaths)
+        self._failures = 0
         self._stopped = False
         self._workers: list[_Worker] = []
 
@@ -359,9 +362,10 @@ class Batcher:
         try:
             embeddings = self._embed(np.stack([item.segment for item in batch]))
         except Exception as error:
+            worker.batch = []
             if not isinstance(error, QueueFullError):
                 logger.exception("a forward pass failed", extra={"segments": len(batch)})
-            worker.batch = []
+                self._note_failure()
             _fail(batch, error)
             return
         took = time.monotonic() - started
@@ -371,9 +375,22 @@ class Batcher:
         worker.batch = []
         self._on_batch(len(batch), took)
 
+    def _note_failure(self) -> None:
+        with self._changed:
+            self._failures += 1
+            is_broken = self._failures == MOST_FAILURES and not self._stopped
+        if is_broken:
+            logger.critical("%d forward passes in a row failed", MOST_FAILURES)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        self._refuse_all()
+        self._on_exhausted()
+
     def _note_pace(self, segments: int) -> None:
         # Idle time does not count, but waiting for decoders while work is admitted does: the true rate.
         with self._changed:
+            self._failures = 0
             now = time.monotonic()
             self._pace.append((segments, now - max(self._finished, self._busy_since)))
             self._finished = now
@@ -385,8 +402,7 @@ class Batcher:
         now = time.monotonic()
         self._deaths.append(now)
         if len(self._deaths) == self._max_deaths and now - self._deaths[0] < DEATHS_WINDOW_S:
-            self._refuse_all()
-            self._on_exhausted()
+            self._give_up()
         else:
             self.start()
         _fail(batch, cause)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, BinaryIO, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
+from python_multipart.multipart import parse_options_header
 
 from app.admission import attend
 from app.problems import ProblemError, from_validation, responses_for
@@ -79,7 +80,7 @@ async def classify(
 async def _clip_and_parameters(
     request: Request, state: State
 ) -> AsyncIterator[tuple[BinaryIO, LabelParameters]]:
-    if not request.headers.get("content-type", "").startswith("application/json"):
+    if parse_options_header(request.headers.get("content-type", ""))[0] != b"application/json":
         async with clip_of(request) as clip:
             yield clip, LabelParameters()
         return

@@ -57,7 +57,7 @@ export function problemOf(error) {
 export async function describeModel() {
   const response = await fetch("v1/model", { headers: headers() }).catch(() => { throw unreachable(); });
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw body.title ? new Problem(body) : answeredBy(response.status);
+  if (!response.ok || !body.tags) throw body.title ? new Problem(body) : answeredBy(response.status);
   return body;
 }
 
@@ -66,7 +66,7 @@ export async function tag(file, onStep, signal) {
   for (let attempt = 0; ; attempt += 1) {
     signal.throwIfAborted(); // the clip may have been cleared while it waited
     const { status, body, retryAfter } = await send(file, onStep, signal);
-    if (status === 200) return body;
+    if (status === 200 && body.tags) return body;
     if ((status !== 429 && status !== 503) || attempt === RETRIES) throw body.title ? new Problem(body) : answeredBy(status);
     const seconds = Math.min(retryAfter || 1, 30);
     onStep("waiting", seconds);

@@ -63,7 +63,7 @@ function add(files) {
   const made = [...files].map((file) => new Clip(file));
   if (!made.length) return;
   clips.push(...made);
-  if (!isLive()) show(made[0]); // what is live keeps its place, and with it the button that stops it
+  if (!isLive()) show(made[0]);
   table.draw();
   work();
 }
@@ -187,6 +187,7 @@ function step(clip, phase, amount = 0) {
 
 function refresh(clip) {
   table.draw();
+  drawStop();
   if (clip === shown) drawResult();
 }
 
@@ -227,7 +228,7 @@ function drawResult() {
   byId("clip-facts").textContent = clip.answer ? facts(clip) : "";
   byId("play").disabled = !clip.answer || isLive() || ["noWave", "liveGone"].includes(clip.waveNote);
   byId("timeline-help").hidden = byId("play").disabled;
-  byId("live-stop").hidden = !isLive();
+  drawStop();
   byId("remove").hidden = isLive() || !clips.includes(clip);
   byId("remove").textContent = say(clip.answer || clip.problem ? "remove" : "cancel");
   drawProgress(clip);
@@ -240,6 +241,11 @@ function drawResult() {
     timeline.show(clip);
   }
   drawClock();
+}
+
+// Also while another clip is shown: nobody shall search for how to stop a microphone.
+function drawStop() {
+  byId("live-stop").hidden = !clips.some(({ phase }) => phase === "live");
 }
 
 function facts({ live, answer, phase }) {
@@ -471,7 +477,7 @@ byId("record").addEventListener("click", () => void toggleRecording());
 byId("live-microphone").addEventListener("click", () => void goLive(null));
 byId("live-file").addEventListener("click", () => byId("live-files").click());
 byId("live-files").addEventListener("change", (event) => { void goLive(event.target.files[0]); event.target.value = ""; });
-byId("live-stop").addEventListener("click", () => shown.live.stop());
+byId("live-stop").addEventListener("click", endLive);
 byId("play").addEventListener("click", () => player.toggle());
 byId("language").addEventListener("click", () => { use(other()); drawWords(); });
 byId("theme").addEventListener("click", nextTheme);
@@ -480,7 +486,7 @@ byId("remove").addEventListener("click", () => {
   clips.splice(index, 1)[0].drop();
   if (clips.length) show(clips[Math.min(index, clips.length - 1)]);
   else showNothing();
-  byId(clips.length ? "remove" : "choose").focus();
+  byId(!clips.length ? "choose" : isLive() ? "live-stop" : "remove").focus();
 });
 byId("clear").addEventListener("click", () => {
   for (const clip of clips.splice(0)) clip.drop();

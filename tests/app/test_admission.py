@@ -384,6 +384,13 @@ async def test_a_senseless_deadline_is_refused(service: Service, value: str) -> 
     assert "X-Request-Timeout" in check_problem(response, 422, "bad-parameter")["detail"]
 
 
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/v1/model", "/metrics"])
+async def test_what_does_no_work_reads_no_deadline_and_no_parameters(service: Service, path: str) -> None:
+    response = await service.client.get(f"{path}?{'a&' * 40}", headers={"X-Request-Timeout": "soon"})
+
+    assert response.status_code == 200
+
+
 async def test_a_deadline_is_cut_to_the_maximum(tagger: Tagger) -> None:
     async with serving(tagger, request_timeout_s=0.2, max_request_timeout_s=0.3) as service:
         service.tagger.hold()

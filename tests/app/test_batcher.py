@@ -12,7 +12,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.batcher import SEGMENTS_IN_A_ROW, Batcher, BatchFailedError, QueueFullError, Row, StoppedError
+from app.batcher import (
+    MOST_FAILURES,
+    SEGMENTS_IN_A_ROW,
+    Batcher,
+    BatchFailedError,
+    QueueFullError,
+    Row,
+    StoppedError,
+)
 
 PATIENCE_S = 10.0
 
@@ -206,6 +214,36 @@ def test_a_failing_batch_fails_only_its_own(batcher: Batcher, device: Device) ->
 
     assert answer(lane.submit(segment(2))) == 4.0
     assert batcher.alive
+
+
+def test_a_device_on_which_every_pass_fails_is_given_up(
+    batcher: Batcher, device: Device, exhausted: threading.Event
+) -> None:
+    lane = batcher.admit(8)
+    device.failure = RuntimeError("device-side assert")
+    for _ in range(MOST_FAILURES):
+        assert batcher.alive
+        with pytest.raises(BatchFailedError):
+            lane.submit(segment(1)).result(PATIENCE_S)
+
+    assert exhausted.wait(PATIENCE_S)
+    with pytest.raises(StoppedError):
+        lane.submit(segment(2))
+
+
+def test_passes_that_fail_now_and_then_are_not_the_device_s_end(
+    batcher: Batcher, device: Device, exhausted: threading.Event
+) -> None:
+    lane = batcher.admit(8)
+    for _ in range(2):
+        device.failure = RuntimeError("out of memory")
+        for _ in range(MOST_FAILURES - 1):
+            with pytest.raises(BatchFailedError):
+                lane.submit(segment(1)).result(PATIENCE_S)
+        device.failure = None
+        answer(lane.submit(segment(2)))
+
+    assert not exhausted.is_set()
 
 
 def test_cancelled_segments_are_skipped(batcher: Batcher, device: Device) -> None:

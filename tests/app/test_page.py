@@ -199,7 +199,12 @@ def test_a_service_that_is_gone_is_told_and_can_be_tried_again(tab: Tab) -> None
 
 
 @pytest.mark.parametrize(
-    ("status", "title"), [(502, "The service cannot be reached"), (413, "The file is too large")]
+    ("status", "title"),
+    [
+        (502, "The service cannot be reached"),
+        (413, "The file is too large"),
+        (200, "The service cannot be reached"),
+    ],
 )
 def test_what_a_proxy_answers_is_told_in_the_page_s_words(tab: Tab, status: int, title: str) -> None:
     page = tab.page
@@ -427,6 +432,10 @@ def test_what_is_live_can_be_stopped_though_a_clip_was_added(server: Process, br
         page.get_by_role("button", name="Microphone").click()
         page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
         expect(page.locator("#rows td.present")).not_to_have_count(0)
+        expect(page.locator("#clip-name")).to_contain_text("Live")
+        page.route("**/web/samples/*", lambda route: route.abort())
+        page.locator("[data-sample=song]").click()
+        expect(page.locator("#problem")).to_be_visible()
 
         page.locator("#live-stop").click()
 
