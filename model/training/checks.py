@@ -62,10 +62,12 @@ def check_settings(settings: "TrainSettings") -> list[Clip]:
     if settings.teachers is not None and settings.musicnn is not None:
         _check_teachers(settings.teachers, settings.musicnn)
     choose_device(settings.device)
-    if settings.init is not None and load_bundle(settings.init)[0].tags != settings.tags and settings.keep:
-        raise TrainingError(
-            "--keep needs the tags of the bundle that --init names: of others it has no weights"
-        )
+    if settings.init is not None:
+        trained, _ = load_bundle(settings.init)
+        if settings.keep and trained.tags != settings.tags:
+            raise TrainingError(
+                "--keep needs the tags of the bundle that --init names: of others it has no weights"
+            )
     clips = [clip for manifest in settings.manifests for clip in read_manifest(manifest, settings.tags)]
     if settings.soft_labels is not None and not {clip.id for clip in clips} & set(
         read_soft_labels(settings.soft_labels)[0]
