@@ -466,6 +466,7 @@ function failWithout(name, problem, again) {
   tell(clip, sayProblem(problem).title);
   shown = clip; // shown, but not one of the clips
   table.chosen = null;
+  table.draw();
   drawResult();
 }
 

@@ -436,6 +436,7 @@ def test_what_is_live_can_be_stopped_though_a_clip_was_added(server: Process, br
         page.route("**/web/samples/*", lambda route: route.abort())
         page.locator("[data-sample=song]").click()
         expect(page.locator("#problem")).to_be_visible()
+        assert page.locator("#rows [aria-current]").count() == 0
 
         page.locator("#live-stop").click()
 
