@@ -6,6 +6,7 @@ waits for ever until an answer is taken, too. And it ends a request where the cl
 """
 
 import asyncio
+import uuid
 from contextlib import suppress
 from typing import Final, cast
 
@@ -14,6 +15,7 @@ from fastapi import FastAPI
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from app.logs import logger
 from app.problems import MEDIA_TYPE, PROBLEMS, problem_of
 
 MOST_HEAD_BYTES: Final = 64 * 1024
@@ -180,13 +182,18 @@ class Connection(HttpToolsProtocol):
     def send_400_response(self, msg: str) -> None:
         """Answer what cannot be parsed with a problem, which no application sees; count it, and close."""
         self._leave_running()
-        body = problem_of("bad-request", msg, PROBLEMS["bad-request"].hint, "").model_dump_json().encode()
-        head = b"content-type: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        self.transport.write(STATUS_LINE[400] + head % (MEDIA_TYPE.encode(), len(body)) + body)
+        request_id = uuid.uuid4().hex
+        problem = problem_of("bad-request", msg, PROBLEMS["bad-request"].hint, f"#{request_id}")
+        body = problem.model_dump_json().encode()
+        head = b"content-type: %s\r\nx-request-id: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+        head %= (MEDIA_TYPE.encode(), request_id.encode(), len(body))
+        self.transport.write(STATUS_LINE[400] + head + body)
         self.transport.close()
         self._close_in_time()
         service = cast(FastAPI, self.config.app).state.tagger_service
         service.metrics.requests.labels("unmatched", "bad-request").inc()
+        line = {"operation": "unmatched", "status": 400, "outcome": "bad-request"}
+        logger.info("request", extra={"request_id": request_id, **line})
 
     def handle_websocket_upgrade(self) -> None:
         """Hand over to the stream's protocol; tell it where the transport already has too much to write."""

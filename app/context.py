@@ -59,8 +59,14 @@ class RequestContext:
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """A stream answers its failures itself. Its length is the client's choice, so it is not measured."""
         state = scope["state"]
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] in ("websocket.accept", "websocket.http.response.start"):
+                MutableHeaders(scope=message)["X-Request-ID"] = state["request_id"]
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, send_with_id)
         except Exception:
             state["outcome"] = "internal"
             raise

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import Final
@@ -20,13 +20,15 @@ import numpy as np
 from model.audio import AudioInfo, AudioReader, UndecodableAudioError
 from model.segments import Segment, cut_segments
 
+MOST_LEFT_OUT: Final = 30
+"""Seconds of one turn, where a clip's start must be decoded to be left out: no more than segments take."""
 MOST_MEMORY_BYTES: Final = 2_000_000_000
 """Of address space: three times of what a decoder needs, so that a hostile clip cannot take the machine's."""
 
 
 @dataclass(frozen=True, slots=True)
-class Listening:
-    """Which part of a clip is wanted, and how: what `AudioReader` takes, and the samples of a segment."""
+class ReaderOptions:
+    """Which part of a clip is wanted, and how: as `AudioReader` takes them, and the samples of a segment."""
 
     sample_rate_hz: int
     start_s: float
@@ -41,7 +43,7 @@ class Open:
     """Begin with clip `key`, whose file is handed over next; leave out its first `skip` segments."""
 
     key: int
-    listening: Listening
+    options: ReaderOptions
     skip: int
 
 
@@ -67,7 +69,10 @@ class Ping:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """So many segments follow, as bytes; whether they are the clip's last; and what is known of it so far."""
+    """So many segments follow, as bytes; whether they are the clip's last; and what is known of it so far.
+
+    There may be none where the clip's start is still being left out.
+    """
 
     segments: int
     ended: bool
@@ -82,7 +87,7 @@ class _Clip:
         self._file = self._files.enter_context(os.fdopen(file_descriptor, "rb", buffering=0))
         self._order = order
         self._reader: AudioReader | None = None
-        self._segments: Iterator[Segment] = iter(())
+        self._segments: Iterator[Segment] | None = None
         self._ahead: list[Segment] = []
 
     def take(self, count: int) -> tuple[Turn, list[Segment]]:
@@ -90,22 +95,35 @@ class _Clip:
 
         It looks one segment ahead, so that a clip's last turn is known as such and costs no other one.
         """
-        how = self._order.listening
         if self._reader is None:
-            self._reader = self._files.enter_context(
-                AudioReader(
-                    self._file,
-                    sample_rate_hz=how.sample_rate_hz,
-                    start_s=how.start_s,
-                    duration_s=how.duration_s,
-                    min_s=how.min_s,
-                    max_s=how.max_s,
-                )
-            )
-            self._segments = islice(cut_segments(self._reader, how.segment_samples), self._order.skip, None)
+            self._reader = self._open()
+        if self._segments is None:
+            self._segments = self._from_start(self._reader)
+        if self._segments is None:
+            return Turn(0, False, self._reader.info), []
         found = self._ahead + list(islice(self._segments, count + 1 - len(self._ahead)))
         now, self._ahead = found[:count], found[count:]
         return Turn(len(now), not self._ahead, self._reader.info), now
+
+    def _open(self) -> AudioReader:
+        how = self._order.options
+        reader = AudioReader(
+            self._file,
+            sample_rate_hz=how.sample_rate_hz,
+            start_s=how.start_s,
+            duration_s=how.duration_s,
+            min_s=how.min_s,
+            max_s=how.max_s,
+        )
+        return self._files.enter_context(reader)
+
+    def _from_start(self, reader: AudioReader) -> Iterator[Segment] | None:
+        """The segments from where the wanted part starts; none if that is further on than a turn goes."""
+        for chunk in islice(reader, MOST_LEFT_OUT):
+            if len(chunk):
+                segments = cut_segments(chain([chunk], reader), self._order.options.segment_samples)
+                return islice(segments, self._order.skip, None)
+        return None
 
     def close(self) -> None:
         """Let decoder and file go."""

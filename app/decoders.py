@@ -19,7 +19,7 @@ from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from app.decoder_process import Close, Listening, Open, Ping, Take, Turn, read_segment
+from app.decoder_process import Close, Open, Ping, ReaderOptions, Take, Turn, read_segment
 from app.logs import logger
 from model.audio import AudioInfo, UndecodableAudioError
 from model.segments import Segment
@@ -126,7 +126,7 @@ class _Process:
 class Decoding:
     """One clip on its way through a decoder's process, a turn at a time."""
 
-    def __init__(self, process: _Process, key: int, clip: BinaryIO, listening: Listening) -> None:
+    def __init__(self, process: _Process, key: int, clip: BinaryIO, options: ReaderOptions) -> None:
         self.info: AudioInfo | None = None
         """What was found in the clip; complete after the last segment."""
         self.ended = False
@@ -135,7 +135,7 @@ class Decoding:
         self._key = key
         # One of its own, as a request that is given up closes its file in any moment.
         self._descriptor = os.dup(clip.fileno())
-        self.listening = listening
+        self.options = options
         self._life = 0
         self._taken = 0
         process.clips += 1
@@ -164,7 +164,7 @@ class Decoding:
                 self._begin_unless_begun()
                 self._process.send(Take(self._key, count))
                 turn = cast(Turn, self._process.answer())
-                segments = self._process.segments(turn, self.listening.segment_samples)
+                segments = self._process.segments(turn, self.options.segment_samples)
             except DecoderDiedError:
                 continue
             self.info, self.ended = turn.info, turn.ended
@@ -176,7 +176,7 @@ class Decoding:
 
     def _begin_unless_begun(self) -> None:
         if self._life != self._process.life:
-            self._process.send(Open(self._key, self.listening, self._taken), self._descriptor)
+            self._process.send(Open(self._key, self.options, self._taken), self._descriptor)
             self._life = self._process.life
 
     def _close(self) -> None:
@@ -196,10 +196,10 @@ class Decoders:
         self._processes = [_Process(on_death) for _ in range(number)]
         self._keys = itertools.count()
 
-    def open(self, clip: BinaryIO, listening: Listening) -> Decoding:
+    def open(self, clip: BinaryIO, options: ReaderOptions) -> Decoding:
         """Give a clip, a file with a descriptor, to a process; nothing is read before the first turn."""
         process = min(self._processes, key=lambda process: process.clips)
-        return Decoding(process, next(self._keys), clip, listening)
+        return Decoding(process, next(self._keys), clip, options)
 
     def ping(self) -> list[Future[None]]:
         """Ask each process whether it is there."""

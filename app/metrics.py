@@ -45,7 +45,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.requests = Counter(
             f"{PREFIX}_requests",
-            "Answered requests; outcome is ok, the problem's slug, or disconnected.",
+            "Requests that ended; outcome is ok, the problem's slug, disconnected, or cancelled.",
             ("operation", "outcome"),
             registry=self.registry,
         )

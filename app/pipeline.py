@@ -17,7 +17,7 @@ from typing import BinaryIO, Final
 import numpy as np
 
 from app.batcher import Batcher, BatchFailedError, Lane, QueueFullError, Row, StoppedError
-from app.decoder_process import Listening
+from app.decoder_process import ReaderOptions
 from app.decoders import Decoders, Decoding
 from app.metrics import Metrics
 from app.problems import ProblemError
@@ -157,7 +157,7 @@ class Pipeline:
         Raises AudioError for what is wrong with the clip, ProblemError for what is wrong with the service.
         """
         settings = self._settings
-        listening = Listening(
+        options = ReaderOptions(
             sample_rate_hz=self.tagger.bundle.sample_rate_hz,
             start_s=start_s,
             duration_s=duration_s,
@@ -165,7 +165,7 @@ class Pipeline:
             max_s=settings.max_audio_s,
             segment_samples=self.tagger.segment_samples,
         )
-        decoding = self._decoders.open(clip, listening)
+        decoding = self._decoders.open(clip, options)
         try:
             with self._failures_as_problems():
                 info = await self._embed_all(decoding, lane, work)
@@ -218,7 +218,7 @@ class Pipeline:
 
     def _segments_of(self, decoding: Decoding) -> int:
         """About how many segments the clip has, or the part that is wanted: by what its header says."""
-        how, info = decoding.listening, decoding.info
+        how, info = decoding.options, decoding.info
         assert info is not None  # noqa: S101 - known since the first turn
         seconds = min(info.duration_s - how.start_s, how.duration_s or how.max_s, how.max_s)
         return max(0, math.ceil(seconds / self.tagger.bundle.hop_s))

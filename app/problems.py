@@ -231,6 +231,7 @@ class ProblemError(Exception):
         self.detail = detail or self.kind.detail
         self.hint = hint or self.kind.hint
         self.headers = dict(headers or {})
+        self.retry_after_s = retry_after_s
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(retry_after_s)
         super().__init__(f"{slug}: {self.detail}")

@@ -141,6 +141,9 @@ class BatchItem(BaseModel):
     status: int = Field(description="The status that this clip would have got alone.")
     result: TagResponse | None = Field(default=None, description="Only with status 200.")
     problem: "Problem | None" = Field(default=None, description="Only with another status.")
+    retry_after_s: int | None = Field(
+        default=None, ge=1, description="Seconds after which to send this clip again, where waiting helps."
+    )
 
 
 class BatchResponse(BaseModel):

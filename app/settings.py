@@ -40,6 +40,8 @@ def _hash_keys(value: str | Iterable[str]) -> tuple[str, ...]:
     keys = _split(value)
     if value and not keys:  # whoever set it meant to close the service
         raise ValueError("TAGGER_API_KEYS is set but holds no key: give one, or unset it to leave all open")
+    if not all(key.isascii() and key.isprintable() for key in keys):
+        raise ValueError("TAGGER_API_KEYS holds a key that clients encode differently: use printable ASCII")
     return tuple(hash_key(key) for key in keys)
 
 

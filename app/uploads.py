@@ -5,10 +5,11 @@ Starlette's own form parser spools files to disk; here a clip is only ever held 
 decoder's process can read it, too.
 """
 
+import errno
 import os
 import tempfile
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final, cast
 
@@ -25,8 +26,28 @@ MOST_OTHER_PARTS: Final = 100
 RAW_TYPES: Final = ("audio/", "video/", "application/octet-stream", "application/ogg")
 
 
-def memory_file() -> BinaryIO:
-    """An empty file in memory, or without a name on disk where the system has no such files (macOS)."""
+@contextmanager
+def memory_file() -> Iterator[BinaryIO]:
+    """An empty file in memory, or without a name on disk where the system has no such files (macOS).
+
+    At the end of the block its memory is given back, although a decoder may still be reading.
+    Raises ProblemError if the process may open no more files.
+    """
+    try:
+        opened = _nameless_file()
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        detail = "As many files are open as the service may open."
+        raise ProblemError("bytes-full", detail, retry_after_s=1) from error
+    with opened as file:
+        try:
+            yield file
+        finally:
+            file.truncate(0)
+
+
+def _nameless_file() -> BinaryIO:
     if hasattr(os, "memfd_create"):
         return cast(BinaryIO, os.fdopen(os.memfd_create("clip"), "w+b", buffering=0))
     return cast(BinaryIO, tempfile.TemporaryFile(buffering=0))

@@ -146,10 +146,12 @@ class AudioReader:
     """Decodes one clip into mono chunks; the memory it needs does not grow with the length.
 
     Use it as a context manager and iterate it once. Chunks are float32 arrays [samples] of arbitrary lengths
-    at `sample_rate_hz`, nominally in [-1, 1]: float files and lossy codecs may exceed that and are not
-    clipped. The mean of the channels is taken, which leaves dual mono at its level (FFmpeg's own downmix adds
-    3 dB). It is taken before resampling: both are linear, so the order changes nothing but the cost. Samples
-    that are not finite become 0. Damaged stretches are left out and reading goes on behind them.
+    at `sample_rate_hz`; they are empty while it decodes what is left out at the start, so that whoever
+    iterates can turn to something else after every second of that. Samples are nominally in [-1, 1]: float
+    files and lossy codecs may exceed that and are not clipped. The mean of the channels is taken, which
+    leaves dual mono at its level (FFmpeg's own downmix adds 3 dB). It is taken before resampling: both are
+    linear, so the order changes nothing but the cost. Samples that are not finite become 0. Damaged stretches
+    are left out and reading goes on behind them.
 
     Args:
         source: a path, the bytes, or a binary file object, which is left open. One that can seek is read from
@@ -258,7 +260,7 @@ class AudioReader:
             if len(part):
                 peak = max(peak, float(np.abs(part).max()))
                 self.info = replace(self.info, analysed_s=handed_out / rate)
-                yield part
+            yield part
             if position >= end:
                 break
         else:

@@ -221,7 +221,7 @@ def choose_engine(
         engine: `torch`; `openvino` in bf16 where the CPU has instructions for it, else in fp32;
             `openvino-fp32`; `auto` takes `openvino` on a CPU and `torch` elsewhere.
         threads: of the CPU; none takes one for each core, at most `MAX_THREADS`. PyTorch's are set for the
-            whole process, and only if told.
+            whole process, if told or with the engine `torch`.
 
     Raises:
         EngineError: there is no such engine, or not for this device.
@@ -234,14 +234,13 @@ def choose_engine(
         raise EngineError(
             f"the engine {engine!r} runs on a CPU only; choose the device cpu, or the engine auto"
         )
-    reference = TorchEngine(network, device, threads)
-    if engine == "torch" or device.type != "cpu":
-        return reference
-    precisions = ["fp32"] if engine == "openvino-fp32" or not has_bf16() else ["bf16", "fp32"]
     count = threads or min(cpu_count(), MAX_THREADS)
+    if engine == "torch" or device.type != "cpu":
+        return TorchEngine(network, device, count)
+    precisions = ["fp32"] if engine == "openvino-fp32" or not has_bf16() else ["bf16", "fp32"]
     return first_that_agrees(
         [lambda precision=precision: OpenVinoEngine(network, precision, count) for precision in precisions],  # type: ignore[misc]
-        reference,
+        TorchEngine(network, device, threads),
         lambda embeddings: _scores(network, embeddings),
     )
 

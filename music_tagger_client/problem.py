@@ -65,9 +65,9 @@ def problem_in(response: httpx.Response) -> Problem:
     )
 
 
-def problem_of(members: Members, request_id: str) -> Problem:
+def problem_of(members: Members, request_id: str, retry_after_s: float | None) -> Problem:
     """Make a problem of one that stands inside an answer: a clip's of a batch."""
-    return Problem(members, members.status or 500, request_id, None)
+    return Problem(members, members.status or 500, request_id, retry_after_s)
 
 
 def seconds_until(retry_after: str, now: datetime) -> float | None:

@@ -109,6 +109,7 @@ class Model(_Result):
 class _BatchItem(_Result):
     result: Tagging | None = None
     problem: Members | None = None
+    retry_after_s: float | None = None
 
 
 class _Batch(_Result):
@@ -119,4 +120,6 @@ def batch_in(response: httpx.Response) -> list[Tagging | Problem]:
     """Read the answers to a batch's clips, in their order."""
     items = _Batch.model_validate_json(response.content).items
     request_id = response.headers.get("x-request-id", "")
-    return [item.result or problem_of(item.problem or Members(), request_id) for item in items]
+    return [
+        item.result or problem_of(item.problem or Members(), request_id, item.retry_after_s) for item in items
+    ]

@@ -93,4 +93,4 @@ async def _item(
     except Exception as error:
         problem = log_unexpected(error, request.state.request_id)
     told = problem_of(problem.slug, problem.detail, problem.hint, instance_of(request.scope))
-    return BatchItem(index=index, status=told.status, problem=told)
+    return BatchItem(index=index, status=told.status, problem=told, retry_after_s=problem.retry_after_s)

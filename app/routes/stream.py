@@ -168,10 +168,11 @@ async def _tell(
 
 
 async def _receive(websocket: WebSocket, idle_s: float) -> str | bytes:
-    """The next message. Raises ProblemError if none comes, WebSocketDisconnect."""
+    """The next message with something in it. Raises ProblemError if none comes, WebSocketDisconnect."""
     try:
         async with asyncio.timeout(idle_s):
-            message = await websocket.receive()
+            while (message := await websocket.receive()).get("bytes") == b"":
+                pass
     except TimeoutError:
         raise ProblemError("stream-idle", f"No message arrived for {idle_s:g} s.") from None
     if message["type"] == "websocket.disconnect":
@@ -206,8 +207,7 @@ async def _refuse(websocket: WebSocket, error: ProblemError, settings: Settings)
     """Tell a problem, note it as the stream's outcome, and close with the code that fits."""
     websocket.scope["state"]["outcome"] = error.slug
     problem = problem_of(error.slug, error.detail, error.hint, instance_of(websocket.scope))
-    retry_after = error.headers.get("Retry-After")
-    told = StreamProblem(**problem.model_dump(), retry_after_s=int(retry_after) if retry_after else None)
+    told = StreamProblem(**problem.model_dump(), retry_after_s=error.retry_after_s)
     code = RESTART if error.slug == "draining" else CLOSING.get(error.kind.status, 1008)
     with suppress(WebSocketDisconnect, TimeoutError):
         async with asyncio.timeout(settings.stream_idle_s):

@@ -2,11 +2,13 @@
 
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
 import time
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -249,8 +251,12 @@ def test_what_is_no_http_gets_a_problem_and_is_counted(server: Process) -> None:
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert b"content-type: application/problem+json" in head
-    assert json.loads(body)["type"] == "/problems/bad-request"
+    problem = json.loads(body)
+    assert problem["type"] == "/problems/bad-request"
     assert count() == before + 1
+    assert f"x-request-id: {problem['instance'].removeprefix('#')}\r\n".encode() in head
+    told = [f"#{line.get('request_id')}" for line in server.log_lines()]
+    assert told.count(problem["instance"]) == 1
 
 
 def test_an_empty_line_behind_a_request_keeps_no_connection_for_ever(server: Process) -> None:
@@ -344,6 +350,33 @@ def test_a_full_disk_is_no_matter_as_nothing_is_spooled() -> None:
 
         assert scores(answer)
         assert server.stop() == 0
+
+
+FEW_FILES = """
+import resource
+from app import server
+resource.setrlimit(resource.RLIMIT_NOFILE, (100, 200))
+raise SystemExit(server.serve(server.Settings()))
+"""
+
+
+def test_forms_that_would_open_too_many_files_are_refused_and_hurt_no_other() -> None:
+    form = "Content-Type: multipart/form-data; boundary=x"
+    part = b'--x\r\nContent-Disposition: form-data; name="file"\r\n\r\nRIFF\r\n'
+    body = post(form, "Content-Length: 100000", body=part * 32).replace(b"/v1/tags", b"/v1/tags/batch")
+    with server_process(["-c", FEW_FILES], upload_idle_s=3) as server:
+        limit = Path(f"/proc/{server.process.pid}/limits").read_text()
+        assert re.search(r"open files +200 +200", limit)
+
+        with ThreadPoolExecutor(12) as clients:
+            answers = list(clients.map(lambda _: say(server, body), range(12)))
+
+        statuses = Counter(answer.split()[1] for answer in answers)
+        assert statuses.keys() == {b"408", b"429"}, statuses
+        refused = next(answer for answer in answers if b" 429 " in answer)
+        assert b"/problems/bytes-full" in refused
+        assert b"retry-after: 1\r\n" in refused
+        assert scores(server.post(tune(2)))
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,23 @@ async def test_items_that_were_not_done_in_time_say_so(tagger: Tagger) -> None:
         assert items[0]["problem"]["type"] == "/problems/late-at-work"
 
 
+async def test_items_that_had_no_turn_in_time_say_when_to_come_back(tagger: Tagger) -> None:
+    async with serving(tagger, decoders=1) as service:
+        assert scores(await service.tag(tune(20)))  # tells the rate
+        service.tagger.hold()
+        before = asyncio.create_task(service.tag(tune(20)))
+        await service.tagger.wait_until_entered()
+
+        response = await post(service, tune(3), b"no music", headers={"X-Request-Timeout": "0.5"})
+
+        service.tagger.free.set()
+        assert scores(await before)
+        late, bad = response.json()["items"]
+        assert (late["status"], bad["status"]) == (503, 415)
+        assert late["retry_after_s"] >= 1
+        assert "retry_after_s" not in bad
+
+
 async def test_clips_are_counted_while_they_arrive(tagger: Tagger) -> None:
     async with serving(tagger, batch_clips=2) as service:
         problem = check_problem(await post(service, tune(2), tune(2), tune(2)), 413, "too-many-clips")

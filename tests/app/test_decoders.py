@@ -6,23 +6,25 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from app.decoder_process import Listening
+from app.decoder_process import ReaderOptions
 from app.decoders import Decoders, Decoding
 from app.uploads import memory_file
-from model.audio import AudioTooShortError, NotAudioError, UndecodableAudioError, read_audio
+from model.audio import AudioError, AudioTooShortError, NotAudioError, UndecodableAudioError, read_audio
 from model.network import SEGMENT_SAMPLES
 from model.tagger import Tagger
 from tests.app.service import Service, check_problem, scores, serving, tune
+from tests.encoding import encode
 
 pytestmark = pytest.mark.anyio
-HOW = Listening(16_000, 0.0, None, 1.0, 7200.0, SEGMENT_SAMPLES)
+HOW = ReaderOptions(16_000, 0.0, None, 1.0, 7200.0, SEGMENT_SAMPLES)
 
 
 @pytest.fixture
@@ -39,7 +41,7 @@ def decoders(deaths: list[int]) -> Iterator[Decoders]:
 
 
 @contextmanager
-def decoding(decoders: Decoders, clip: bytes, how: Listening = HOW) -> Iterator[Decoding]:
+def decoding(decoders: Decoders, clip: bytes, how: ReaderOptions = HOW) -> Iterator[Decoding]:
     with memory_file() as file:
         file.write(clip)
         found = decoders.open(file, how)
@@ -81,16 +83,38 @@ def test_a_clip_s_last_turn_is_known_as_such(decoders: Decoders) -> None:
     assert ended == [(3, False), (3, True)]
 
 
-def test_a_request_that_closes_its_file_does_not_hurt_the_decoder(
+def test_a_request_that_is_given_up_gives_its_memory_back_and_does_not_hurt_the_decoder(
     decoders: Decoders, deaths: list[int]
 ) -> None:
     with memory_file() as file:
-        file.write(tune(10))
+        file.write(tune(120))
+        descriptor = os.dup(file.fileno())
         given_up = decoders.open(file, HOW)
+        assert len(take(given_up, 2)) == 2
 
-    assert len(take(given_up, 2)) == 2
+    assert os.fstat(descriptor).st_size == 0
+    os.close(descriptor)
+    with suppress(AudioError):
+        take(given_up, 22)
     given_up.close()
+    with decoding(decoders, tune(10)) as other:
+        assert len(take(other, 2)) == 2
     assert deaths == []
+
+
+@pytest.mark.parametrize("encoding", ["ogg-opus", "aac-adts"])
+def test_a_start_that_must_be_decoded_to_be_left_out_takes_turns_of_half_a_minute(
+    decoders: Decoders, song: NDArray[np.float32], encoding: str
+) -> None:
+    clip = encode(np.tile(song, 7), 48_000, encoding)  # 103 s
+    expected, _ = read_audio(clip, start_s=95, duration_s=5)
+
+    with decoding(decoders, clip, replace(HOW, start_s=95.0, duration_s=5.0)) as far:
+        turns = [take(far, 6) for _ in range(4)]
+
+        assert [len(turn) for turn in turns] == [0, 0, 0, 1]
+        assert far.ended
+        assert np.array_equal(turns[-1][0], expected)
 
 
 def test_several_clips_take_turns_in_one_process(decoders: Decoders) -> None:

@@ -46,6 +46,14 @@ def test_keys_without_a_key_do_not_open_the_service(monkeypatch: pytest.MonkeyPa
         Settings()
 
 
+@pytest.mark.parametrize("key", ["schlüssel", "鍵", "a\tb"])
+def test_keys_that_no_header_can_bear_are_refused(monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("TAGGER_API_KEYS", f"fine,{key}")
+
+    with pytest.raises(ValidationError, match="printable ASCII"):
+        Settings()
+
+
 @pytest.mark.parametrize(
     ("host", "keys", "is_warned"),
     [

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 import socket as sockets
 import time
 import wave
@@ -302,10 +303,16 @@ async def test_a_message_that_is_too_big_is_refused(server: Process) -> None:
     await until_all_is_free(server)
 
 
-async def test_a_stream_that_stands_still_is_closed(server: Process) -> None:
+@pytest.mark.parametrize("empty", [0, 1000], ids=["nothing", "empty messages"])
+async def test_a_stream_that_stands_still_is_closed(server: Process, empty: int) -> None:
     async with listening(server, PCM) as socket:
         await socket.send(samples(tune(1)))
-        told, code = await rest(socket)
+        telling = asyncio.create_task(rest(socket))
+        with suppress(ConnectionClosed):
+            for _ in range(empty):
+                await socket.send(b"")
+                await asyncio.sleep(0.1)
+        told, code = await telling
 
     check_problem(told, code, "stream-idle", 1008)
     await until_all_is_free(server)
@@ -414,7 +421,21 @@ async def test_pages_of_other_sites_are_kept_out(server: Process, origin: str) -
     response = refused.value.response
     assert response.status_code == 403
     assert response.body is not None
-    assert json.loads(response.body)["type"] == "/problems/origin"
+    problem = json.loads(response.body)
+    assert problem["type"] == "/problems/origin"
+    assert problem["instance"] == f"/v1/stream#{response.headers['X-Request-ID']}"
+
+
+@pytest.mark.parametrize(("sent", "expected"), [("my-id.1", "my-id.1"), ("no/good", "[0-9a-f]{32}")])
+async def test_a_stream_is_known_by_its_id(server: Process, sent: str, expected: str) -> None:
+    async with listening(server, PCM, additional_headers={"X-Request-ID": sent}) as socket:
+        assert socket.response is not None
+        found = socket.response.headers["X-Request-ID"]
+        await socket.send(END)
+        told, _ = await rest(socket)
+
+    assert re.fullmatch(expected, found)
+    assert told[-1]["instance"] == f"/v1/stream#{found}"
 
 
 @pytest.mark.parametrize("origin", ["own", "https://a.example"])

@@ -8,9 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
+from model.audio import read_audio
 from model.tagger import Tagger
 from tests.app.service import RATE, Service, check_problem, scores, serving, tune, until, wav
+from tests.encoding import encode
 
 pytestmark = pytest.mark.anyio
 
@@ -98,6 +101,17 @@ async def test_a_part_can_be_chosen(service: Service) -> None:
 
     assert part.json()["audio"]["analysed_s"] == pytest.approx(10, abs=0.1)
     assert part.json()["windows"][0]["start_s"] == 5
+
+
+async def test_a_part_far_into_a_song_is_tagged_as_if_it_were_cut_out(
+    service: Service, song: NDArray[np.float32]
+) -> None:
+    clip = encode(np.tile(song, 8), 48_000, "ogg-opus")
+    part, _ = read_audio(clip, start_s=95, duration_s=10)
+
+    found = await service.client.post("/v1/tags?start_s=95&duration_s=10", content=clip)
+
+    assert scores(found) == pytest.approx(scores(await service.tag(wav(part.astype(np.float64)))), abs=0.01)
 
 
 @pytest.mark.parametrize(

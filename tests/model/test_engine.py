@@ -7,10 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from loky import cpu_count
 from numpy.typing import NDArray
 
 from model.bundle import load_bundle
 from model.engine import (
+    MAX_THREADS,
     SLICE,
     TOLERANCE,
     EngineError,
@@ -144,6 +146,16 @@ def test_an_engine_can_be_asked_for_by_name(engine: str) -> None:
     tagger = Tagger.load(device="cpu", engine=engine, threads=1)
 
     assert (tagger.engine, tagger.precision) == (engine.removesuffix("-fp32"), "fp32")
+
+
+def test_pytorch_takes_as_many_threads_as_the_other_engine_would(network: TaggerNetwork) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+
+    choose_engine(network, CPU, "torch")
+
+    assert torch.get_num_threads() == min(cpu_count(), MAX_THREADS)
+    torch.set_num_threads(threads)
 
 
 def test_a_missing_engine_gives_way_to_pytorch_with_a_warning(
