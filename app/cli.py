@@ -4,6 +4,7 @@ Heavy imports stand in the commands, so that `--help` answers at once. Exit code
 failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C ended it.
 """
 
+import codecs
 import io
 import os
 import shlex
@@ -34,8 +35,17 @@ from rich.text import Text
 from typer.core import TyperCommand
 
 from app import __version__
-from app.files import is_folder, unwritable, walk
-from app.output import ENDINGS, WIDE, Format, OutputError, origin_of, read_back, writer_of
+from app.files import is_folder, key_of, unwritable, walk
+from app.output import (
+    ENDINGS,
+    WIDE,
+    Format,
+    OutputError,
+    columns_of,
+    origin_of,
+    read_back,
+    writer_of,
+)
 
 if TYPE_CHECKING:
     from app.metadata import MetadataWriter
@@ -83,9 +93,11 @@ Threads = Annotated[int | None, typer.Option(min=1, help=THREADS_HELP)]
 def main() -> None:
     """Run the command line."""
     # A path may hold bytes that are no UTF-8; printed as it is, the next program in a pipe can still open it.
+    # Where not all letters can be printed, it is at least told.
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="surrogateescape")
+            is_utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+            stream.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
     cli()
 
 
@@ -250,6 +262,7 @@ def tag(
 ) -> None:
     """Score files. A bad one is told on standard error and does not stop the rest."""
     form = form or _format_of(out, watch=watch)
+    notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
     if duration_s is not None and not 0 < duration_s <= 1e6:
         _refuse("--duration-s must be more than 0 and at most 1e6 seconds")
     if timeline and (form is not Format.TABLE or windows):
@@ -262,8 +275,8 @@ def tag(
         _refuse(
             "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
         )
-    notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    files = walk(paths)
+    own = {key_of(path) for path in (out, m3u, notes) if path is not None}
+    files = walk(paths, own, may_be_empty=watch)
     _check_places(form, out, m3u, notes if apply else None, files)
     if form is Format.CSV and windows and (m3u or write_tags):
         _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
@@ -291,28 +304,33 @@ def tag(
     except (OutputError, ExpressionError, OSError) as error:
         _refuse(str(error))
     hides_bar = form.grows and out is None and sys.stdout.isatty()
-    with _files_progress(len(files), hidden=hides_bar or len(files) < 2) as (done, say):
-        metadata = _metadata_writer(notes if apply else None, say, tags) if write_tags else None
-        library = Library(
-            tagger,
-            Listening(thresholds, start_s, duration_s),
-            writer,
-            say,
-            earlier=earlier,
-            playlist=playlist,
-            metadata=metadata,
-        )
+    metadata: MetadataWriter | None = None
+    try:
+        with _files_progress(len(files), hidden=hides_bar or len(files) < 2) as (done, say):
+            metadata = _metadata_writer(notes if apply else None, say, tags) if write_tags else None
+            library = Library(
+                tagger,
+                Listening(thresholds, start_s, duration_s),
+                writer,
+                say,
+                earlier=earlier,
+                playlist=playlist,
+                metadata=metadata,
+                leave_out=own,
+            )
+            with _told_if_unwritable(form, out), suppress(KeyboardInterrupt):
+                library.tag(files, done)
         with _told_if_unwritable(form, out):
-            is_complete = _until_interrupted(lambda: library.tag(files, done))
-    with _told_if_unwritable(form, out):
-        if is_complete or out is None or form.grows:
-            writer.close()
-        if is_complete and watch:
-            typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
-            _until_interrupted(lambda: library.watch([path for path in paths if is_folder(path)]))
-    if metadata is not None and metadata.changes:
-        typer.echo(_told_of_changes(metadata.changes, notes if apply else None), err=True)
-    if not is_complete:
+            if library.is_done or out is None or form.grows:
+                writer.close()
+            if library.is_done and watch:
+                typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
+                with suppress(KeyboardInterrupt):
+                    library.watch([path for path in paths if is_folder(path)])
+    finally:  # whatever ended it, what was changed can be undone
+        if metadata is not None and metadata.changes:
+            typer.echo(_told_of_changes(metadata.changes, notes if apply else None), err=True)
+    if not library.is_done:
         typer.echo(f"Stopped. {_way_to_go_on(form, out)}", err=True)
         raise typer.Exit(INTERRUPTED)
     raise typer.Exit(1 if library.failures else 0)
@@ -647,8 +665,8 @@ def _tags(text: str) -> tuple[str, ...]:
     tags = tuple(name.strip() for name in text.split(",") if name.strip())
     if not tags or len(set(tags)) < len(tags):
         _refuse(f"--tags {text!r} must name at least one tag, and each once: --tags house,techno")
-    if taken := [tag for tag in tags if tag in COLUMNS]:
-        _refuse(f"{', '.join(taken)}: a column of every manifest; give the tag another name")
+    if taken := [tag for tag in tags if tag in {*COLUMNS, *columns_of((), windows=True)}]:
+        _refuse(f"{', '.join(taken)}: a column of every manifest, or of every CSV; give the tag another name")
     return tags
 
 
@@ -745,11 +763,10 @@ def _check_places(
         if reason := unwritable(path, is_replaced=is_replaced):
             _refuse(f"{option} {path}: cannot be written: {reason}")
     # What grows is read before it is written to, and refused if it is not ours.
-    if out is not None and not form.grows and out.suffix.lower() not in ENDINGS and out.is_file():
-        _refuse(
-            f"--out {out}: is there, and may be something else than scores: name a new one, or one in"
-            f" {', '.join(ENDINGS)}"
-        )
+    if out is None or form.grows or not out.is_file():
+        return
+    if ENDINGS.get(out.suffix.lower()) is not form:
+        _refuse(f"--out {out}: is there, and by its ending no {form}, which would replace it: name a new one")
 
 
 def _is_one_of(files: Sequence[Path], path: Path) -> bool:
@@ -781,15 +798,6 @@ def _metadata_writer(notes: Path | None, say: Callable[[str], None], tags: Seque
     except MetadataError as error:
         _refuse(str(error))
     return MetadataWriter(notes, say)
-
-
-def _until_interrupted(work: Callable[[], None]) -> bool:
-    """Whether the work came to its end before Ctrl-C."""
-    try:
-        work()
-    except KeyboardInterrupt:
-        return False
-    return True
 
 
 @contextmanager

@@ -1,12 +1,15 @@
 """Files of a music library: which there are, whether one changed, which are new, and how one is replaced."""
 
 import errno
+import fcntl
 import os
 import shutil
+import signal
 import stat
+import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -57,6 +60,9 @@ COMPANIONS: Final = frozenset(
 """Endings that lie beside music and are none; in a folder they are passed over. Every other file is music or
 not by its content."""
 
+FOLDER_ICON: Final = "Icon\r"
+"""What macOS puts into a folder that was given an icon of its own."""
+
 SETTLED_S: Final = 2.0
 """A new file is whole when it has stayed as it is for so long: a copy or a download takes its time."""
 TICK_MS: Final = 500
@@ -80,10 +86,14 @@ def key_of(path: str | Path) -> str:
     return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links, which are files of their own
 
 
-def files_below(path: Path) -> list[Path]:
-    """List what may be music below a folder in a stable order, without hidden files.
+def files_below(path: Path, leave_out: Container[str] = ()) -> list[Path]:
+    """List what may be music below a folder in a stable order, without hidden files and those to leave out.
 
     What cannot be read or looked at stands for itself, to be told of.
+
+    Args:
+        path: the folder.
+        leave_out: files by `key_of`.
     """
     found: list[Path] = []
 
@@ -93,8 +103,13 @@ def files_below(path: Path) -> list[Path]:
     for folder, folders, names in os.walk(path, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files = (Path(folder, name) for name in sorted(names) if not name.startswith("."))
-        found += [file for file in files if file.suffix.lower() not in COMPANIONS and _may_be_file(file)]
+        found += [file for file in files if _may_be_music(file) and key_of(file) not in leave_out]
     return found
+
+
+def _may_be_music(path: Path) -> bool:
+    is_companion = path.suffix.lower() in COMPANIONS or path.name == FOLDER_ICON
+    return not is_companion and _may_be_file(path)
 
 
 def _may_be_file(path: Path) -> bool:
@@ -112,13 +127,21 @@ def is_folder(path: Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112
 
 
-def walk(paths: Iterable[Path]) -> list[Path]:
-    """The files of all folders; a file stands for itself, and so does a folder without any, to be told of."""
-    found = [file for path in paths for file in (is_folder(path) and files_below(path)) or [path]]
-    return list(dict.fromkeys(found))
+def walk(paths: Iterable[Path], leave_out: Container[str] = (), *, may_be_empty: bool = False) -> list[Path]:
+    """The files of all folders; a file stands for itself.
+
+    A folder without any does so, too, to be told of, unless it `may_be_empty`.
+    """
+    found: dict[Path, None] = {}
+    for path in paths:
+        below = files_below(path, leave_out) if is_folder(path) else [path]
+        found.update(dict.fromkeys(below or ([] if may_be_empty else [path])))
+    return list(found)
 
 
-def arrivals(folders: Sequence[Path], seen: Mapping[str, Stamp]) -> Iterator[list[Path]]:
+def arrivals(
+    folders: Sequence[Path], seen: Mapping[str, Stamp], leave_out: Container[str] = ()
+) -> Iterator[list[Path]]:
     """Wait for files that are not in `seen` as they are now; yields them as soon as they are whole.
 
     Whoever takes them notes them in `seen`. An event only tells that something changed; what it was, the
@@ -129,7 +152,7 @@ def arrivals(folders: Sequence[Path], seen: Mapping[str, Stamp]) -> Iterator[lis
         if not (has_changed or waiting):
             continue
         new: dict[Path, tuple[Stamp, float]] = {}
-        for path in (path for folder in folders for path in files_below(folder)):
+        for path in (path for folder in folders for path in files_below(folder, leave_out)):
             with suppress(OSError):  # gone again
                 stamp = stamp_of(path)
                 if seen.get(key_of(path)) != stamp:
@@ -222,6 +245,24 @@ def unwritable(path: Path, *, is_replaced: bool) -> str:
         is_replaced = is_replaced and stat.S_ISREG(mode)
         needed, access = (target.parent, os.W_OK | os.X_OK) if is_replaced else (target, os.W_OK)
     return "" if os.access(needed, access) else os.strerror(errno.EACCES)
+
+
+def is_open_for_writing(path: Path) -> bool:
+    """Whether a program is writing a file, as far as the system tells: Linux does, of files of ours.
+
+    Raises OSError if it cannot be opened.
+    """
+    if sys.platform != "linux":
+        return False
+    with path.open("rb") as file:
+        # Whoever opens the file for writing in this moment has us told so, by a signal that nobody minds.
+        fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError as error:
+            return error.errno == errno.EAGAIN
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        return False
 
 
 def append(path: Path, data: bytes, *, durable: bool = False) -> None:

@@ -1,6 +1,6 @@
 """A run over a music library: what is new is tagged, told, and led on into metadata and playlists."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,6 +35,7 @@ class Library:
         earlier: what a former run found, by `key_of`; files that are unchanged since are not tagged again.
         playlist: written by `write_playlist`.
         metadata: writes the tags into the files.
+        leave_out: what is no music in the folders that are watched, by `key_of`.
     """
 
     def __init__(
@@ -47,15 +48,20 @@ class Library:
         earlier: dict[str, Earlier],
         playlist: Playlist | None = None,
         metadata: "MetadataWriter | None" = None,
+        leave_out: Container[str] = (),
     ) -> None:
         self.failures = 0
+        self.is_done = True
+        """Whether all files that were found are behind us."""
         self._tagger, self._how, self._writer, self._say = tagger, how, writer, say
         self._earlier, self._playlist, self._metadata = earlier, playlist, metadata
+        self._leave_out = leave_out
         self._seen: dict[str, Stamp] = {}
         self._heard: dict[str, Heard] = {}
 
     def tag(self, files: Sequence[Path], done: Callable[[int], None]) -> None:
         """Tag what is new or changed; `done` is told how many files are behind us with each step."""
+        self.is_done = False
         new = [file for file in files if not self._recall(file)]
         done(len(files) - len(new))
         with closing(listen(self._tagger, new, self._how)) as outcomes:
@@ -63,10 +69,11 @@ class Library:
                 self._take(outcome)
                 done(1)
         self._write_playlist()
+        self.is_done = True
 
     def watch(self, folders: Sequence[Path]) -> None:
         """Tag what appears in the folders, until KeyboardInterrupt."""
-        for files in arrivals(folders, self._seen):
+        for files in arrivals(folders, self._seen, self._leave_out):
             self.tag(files, lambda _: None)
 
     def _recall(self, file: Path) -> bool:
@@ -78,7 +85,7 @@ class Library:
                 if earlier.heard is None:
                     self.failures += 1
                     self._say(f"{file}: failed in a former run, and has not changed since.")
-                elif self._write_metadata(replace(earlier.heard, path=str(file))):
+                elif self._take_in(replace(earlier.heard, path=str(file))) or earlier.is_stale:
                     assert isinstance(self._writer, LinesWriter | CsvWriter)  # noqa: S101 - else: none earlier
                     self._writer.again(replace(earlier, stamp=self._seen[key_of(file)]))
                 return True
@@ -88,29 +95,31 @@ class Library:
         if isinstance(outcome, Failed):
             self.failures += 1
             self._say(f"{outcome.path}: {outcome.detail} {outcome.hint}")
+            self._heard.pop(key_of(outcome.path), None)
             with suppress(OSError):
-                self._seen[key_of(outcome.path)] = stamp_of(Path(outcome.path))
+                self._seen[key_of(outcome.path)] = outcome.stamp or stamp_of(Path(outcome.path))
         else:
             self._seen[key_of(outcome.path)] = outcome.stamp
-            if self._write_metadata(outcome.heard):
+            if self._take_in(outcome.heard):
                 outcome = replace(outcome, stamp=self._seen[key_of(outcome.path)])
         self._writer.add(outcome)
 
-    def _write_metadata(self, heard: Heard) -> bool:
-        """Write the tags into the file, if that is asked for; tells whether this changed it."""
-        self._heard[key_of(heard.path)] = heard
+    def _take_in(self, heard: Heard) -> bool:
+        """Keep it for the playlist, and write its tags into the file; tells whether that changed the file."""
+        key = key_of(heard.path)
+        self._heard[key] = heard
         if self._metadata is None:
             return False
         from app.metadata import MetadataError
 
         try:
-            is_changed = self._metadata.write(heard)
+            is_changed = self._metadata.write(heard, self._seen[key])
         except MetadataError as error:
             self.failures += 1
             self._say(f"{heard.path}: {error}")
             return False
         if is_changed:
-            self._seen[key_of(heard.path)] = stamp_of(Path(heard.path))
+            self._seen[key] = stamp_of(Path(heard.path))
         return is_changed
 
     def _write_playlist(self) -> None:

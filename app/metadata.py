@@ -26,8 +26,9 @@ from mutagen.oggspeex import OggSpeex
 from mutagen.oggvorbis import OggVorbis
 from mutagen.wave import WAVE
 
-from app.files import append, replacing
+from app.files import Stamp, append, is_open_for_writing, replacing, stamp_of
 from app.output import Heard
+from model.audio import sound_digest
 
 PREFIX: Final = "MUSIC_TAGGER_"
 ALL: Final = PREFIX + "TAGS"
@@ -54,7 +55,12 @@ def fields_of(tags: Sequence[str]) -> dict[str, str]:
     Raises:
         MetadataError: two would be the same; Vorbis comments allow but some ASCII letters in their names.
     """
-    fields = {tag: PREFIX + re.sub(r"[^A-Z0-9]+", "_", tag.upper()) for tag in tags}
+    names = [re.sub(r"[^A-Z0-9]+", "_", tag.upper()) for tag in tags]
+    # A tag of which no letter may stand there goes by its number.
+    fields = {
+        tag: PREFIX + (str(number) if name.strip("_") == "" else name)
+        for number, (tag, name) in enumerate(zip(tags, names, strict=True), 1)
+    }
     if len({ALL, *fields.values()}) <= len(fields):
         raise MetadataError(f"these tags would share a field of the metadata: {', '.join(tags)}")
     return fields
@@ -78,15 +84,20 @@ class MetadataWriter:
         self._undo, self._say = undo, say
         self.changes = 0
 
-    def write(self, heard: Heard) -> bool:
+    def write(self, heard: Heard, stamp: Stamp | None = None) -> bool:
         """Write the tags of a file; tells whether the file was changed.
 
+        Args:
+            heard: what is known of it.
+            stamp: that of the file that was heard; another one is left alone.
+
         Raises:
-            MetadataError: its format holds no metadata, or it could not be changed.
+            MetadataError: its format holds no metadata, it could not be changed, or somebody else does.
         """
         path = Path(heard.path)
         wanted = values_of(heard)
         with _failures():
+            stamp = stamp or stamp_of(path)
             metadata = open_metadata(path)
             before: dict[str, list[str] | None] = {field: metadata.get(field) for field in wanted}
             if before == wanted:
@@ -96,9 +107,10 @@ class MetadataWriter:
                 self.changes += 1
                 return False
             with replacing(path) as scratch:
-                shutil.copyfile(path, scratch)
-                change(scratch, wanted)
+                _change_copy(path, scratch, wanted)
                 _check_values(scratch, wanted)
+                if stamp_of(path) != stamp or is_open_for_writing(path):
+                    raise MetadataError("it is being changed by another program; run the command again later")
                 # Only now, as undo must find no change that could not be made.
                 note = {"path": str(path.absolute()), "before": before, "had_metadata": metadata.is_there}
                 self._note(note)
@@ -121,6 +133,14 @@ def change(path: Path, values: Values, *, had_metadata: bool = True) -> None:
         metadata.remove_if_empty()
 
 
+def _change_copy(path: Path, scratch: Path, values: Values, *, had_metadata: bool = True) -> None:
+    """Copy a file and `change` the copy. Raises MetadataError if that would change the sound."""
+    shutil.copyfile(path, scratch)
+    change(scratch, values, had_metadata=had_metadata)
+    if sound_digest(path) != sound_digest(scratch):
+        raise MetadataError("its metadata cannot be changed: its sound would not stay as it is")
+
+
 def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
     """Bring back the former values of every file, the last change first; yields each file and what failed.
 
@@ -134,8 +154,7 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
     for path, before, had_metadata in reversed(changes):
         try:
             with _failures(), replacing(path) as scratch:
-                shutil.copyfile(path, scratch)
-                change(scratch, before, had_metadata=had_metadata)
+                _change_copy(path, scratch, before, had_metadata=had_metadata)
         except MetadataError as error:
             yield path, error
         else:

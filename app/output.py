@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from app.files import Stamp, append, key_of, write_whole
 
@@ -109,6 +109,8 @@ class Earlier:
     stamp: Stamp
     heard: Heard | None
     row: Mapping[str, Any]
+    is_stale: bool = False
+    """Whether the row tells other tags as present than the thresholds do now."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,19 +190,34 @@ def read_back(
     if not out.is_file():
         return {}
     data = out.read_bytes()
-    end = data.rfind(b"\n") + 1
+    end = _end_of_rows(data) if form is Format.CSV else data.rfind(b"\n") + 1
     text, torn = (part.decode("utf-8", "surrogateescape") for part in (data[:end], data[end:]))
     if form is Format.CSV:
         rows, is_ours = _csv_rows_of(out, text, tags, windows), _begins_csv(text + torn, tags, windows)
     else:
         rows, is_ours = _json_rows_of(out, text), _begins_line(torn)
-    earlier = _earlier_of(form, out, rows, tags, thresholds, origin, windows=windows)
+    try:
+        earlier = _earlier_of(form, out, rows, tags, thresholds, origin, windows=windows)
+    except OutputError:
+        raise
+    except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+        raise OutputError(
+            f"{out}: changed by another program, and not understood ({error}); name a new file with --out"
+        ) from error
     if torn and not is_ours:
         raise OutputError(f"{out}: its last line is not of music-tagger; name a new file with --out")
     if torn:  # only now that everything is known to be ours
         with out.open("r+b") as file:
             file.truncate(end)
     return earlier
+
+
+def _end_of_rows(data: bytes) -> int:
+    """Where the last whole row of CSV ends; a line may end within quotes, too."""
+    end = data.rfind(b"\n") + 1
+    while data.count(b'"', 0, end) % 2:
+        end = data.rfind(b"\n", 0, end - 1) + 1
+    return end
 
 
 def _earlier_of(
@@ -224,8 +241,11 @@ def _earlier_of(
         if stamp is None:
             continue
         heard = None if row.get("error") else _heard(out, row, tags, thresholds)
-        if heard is None or not windows or form is Format.CSV or "windows" in row:
-            earlier[key_of(row["path"])] = Earlier(stamp, heard, row)
+        is_stale = heard is not None and row["present"] not in (list(heard.present), _joined(heard.present))
+        # A clip's windows are written by hearing it alone.
+        is_enough = not is_stale if form is Format.CSV else "windows" in row
+        if heard is None or not windows or is_enough:
+            earlier[key_of(row["path"])] = Earlier(stamp, heard, row, is_stale)
     return earlier
 
 
@@ -258,7 +278,7 @@ def _begins_line(torn: str) -> bool:
 
 def _begins_csv(text: str, tags: Sequence[str], windows: bool) -> bool:
     """Whether our CSV may begin so: a header that was cut off, or a whole one and anything below."""
-    header = _csv_header(_columns_of(tags, windows))
+    header = _csv_header(columns_of(tags, windows))
     return header.startswith(text) or text.startswith(header)
 
 
@@ -277,13 +297,13 @@ def _json_rows_of(out: Path, text: str) -> Iterable[dict[str, Any]]:
 
 def _csv_rows_of(out: Path, text: str, tags: Sequence[str], windows: bool) -> Iterable[dict[str, Any]]:
     rows = csv.DictReader(io.StringIO(text, newline=""))
-    expected = _columns_of(tags, windows)
+    expected = columns_of(tags, windows)
     if text and list(rows.fieldnames or ()) != list(expected):
         raise OutputError(f"{out} has other columns than {', '.join(expected)}: name a new file with --out")
     return rows
 
 
-def _columns_of(tags: Sequence[str], windows: bool) -> tuple[str, ...]:
+def columns_of(tags: Sequence[str], windows: bool) -> tuple[str, ...]:
     """The columns of CSV and Parquet."""
     span = ("start_s", "end_s") if windows else ()
     origin = (field.name for field in fields(Origin))
@@ -307,8 +327,8 @@ class LinesWriter:
         self._write(_object(outcome, self._origin, self._windows))
 
     def again(self, earlier: Earlier) -> None:
-        """Write what a former run wrote, with the file's stamp as it is now."""
-        self._write({**earlier.row, **earlier.stamp._asdict()})
+        """Write what a former run wrote, with the file's stamp and the tags present as they are now."""
+        self._write(_renewed(earlier))
 
     def close(self) -> None:
         """Nothing is left."""
@@ -340,7 +360,7 @@ class CsvWriter:
         self, tags: Sequence[str], say: Say, origin: Origin, *, windows: bool, has_header: bool = False
     ) -> None:
         self._say, self._origin, self._windows = say, origin, windows
-        self._columns = _columns_of(tags, windows)
+        self._columns = columns_of(tags, windows)
         if not has_header:
             say(_csv_header(self._columns))
 
@@ -349,15 +369,20 @@ class CsvWriter:
         self._write(row | asdict(self._origin) for row in _rows(outcome, self._windows))
 
     def again(self, earlier: Earlier) -> None:
-        """Write what a former run wrote, with the file's stamp as it is now."""
-        self._write([{**earlier.row, **earlier.stamp._asdict()}])
+        """Write what a former run wrote, with the file's stamp and the tags present as they are now."""
+        self._write([_renewed(earlier)])
 
     def close(self) -> None:
         """Nothing is left."""
 
     def _write(self, rows: Iterable[Mapping[str, Any]]) -> None:
         text = io.StringIO()
-        csv.DictWriter(text, self._columns, lineterminator="\n").writerows(map(_as_text, rows))
+        shown = [_as_text(row) for row in rows]
+        # Python quotes no carriage return by itself, and takes a bare one for the end of a row.
+        quoting: Literal[0, 1] = (
+            csv.QUOTE_ALL if any("\r" in row["path"] for row in shown) else csv.QUOTE_MINIMAL
+        )
+        csv.DictWriter(text, self._columns, lineterminator="\n", quoting=quoting).writerows(shown)
         self._say(text.getvalue())
 
 
@@ -372,9 +397,7 @@ class ParquetWriter:
         kinds = dict.fromkeys(("path", "error", *asdict(origin)), pyarrow.string())
         kinds |= {"present": pyarrow.list_(pyarrow.string()), "size_bytes": pyarrow.int64()}
         number = pyarrow.float64()
-        self._schema = pyarrow.schema(
-            [(name, kinds.get(name, number)) for name in _columns_of(tags, windows)]
-        )
+        self._schema = pyarrow.schema([(name, kinds.get(name, number)) for name in columns_of(tags, windows)])
         self._write, self._origin, self._windows = write, asdict(origin), windows
         self._rows: list[dict[str, Any]] = []
 
@@ -413,21 +436,21 @@ class TableWriter:
         if isinstance(outcome, Failed):
             return
         tagging = outcome.tagging
-        self._row(escape(outcome.path), tagging.scores, tagging.audio.duration_s, outcome.present)
+        self._row(Text(outcome.path), tagging.scores, tagging.audio.duration_s, outcome.present)
         for window in tagging.windows if self._windows else ():
             span = f"  {window.start_s:g} s to {window.end_s:g} s"
-            self._row(span, window.scores, window.end_s - window.start_s)
+            self._row(Text(span), window.scores, window.end_s - window.start_s)
 
     def close(self) -> None:
         """Print the table, unless every file failed."""
         _print_table(self._table, self._say)
 
     def _row(
-        self, clip: str, scores: Mapping[str, float], seconds: float, present: Sequence[str] = ()
+        self, clip: Text, scores: Mapping[str, float], seconds: float, present: Sequence[str] = ()
     ) -> None:
         cells = {tag: f"{score:.3f}" for tag, score in scores.items()}
         marked = [f"[bold green]{cells[tag]}[/]" if tag in present else cells[tag] for tag in self._tags]
-        self._table.add_row(clip, *marked, f"{seconds:.1f}", ", ".join(present))
+        self._table.add_row(clip, *marked, f"{seconds:.1f}", Text(", ".join(present)))
 
 
 class TimelineWriter:
@@ -450,7 +473,7 @@ class TimelineWriter:
             score = f"{outcome.tagging.scores[tag]:.3f}"
             is_present = tag in outcome.present
             self._table.add_row(
-                "" if number else escape(outcome.path),
+                Text("" if number else outcome.path),
                 tag,
                 f"[bold green]{score}[/]" if is_present else score,
                 "yes" if is_present else "",
@@ -466,6 +489,16 @@ class TimelineWriter:
 def sparkline(scores: Iterable[float]) -> str:
     """Scores in [0, 1] as blocks, the lowest for less than an eighth, the highest from seven eighths on."""
     return "".join(BLOCKS[min(int(score * len(BLOCKS)), len(BLOCKS) - 1)] for score in scores)
+
+
+def _joined(present: Iterable[str]) -> str:
+    """Tags as one text; a tag may have spaces."""
+    return "; ".join(present)
+
+
+def _renewed(earlier: Earlier) -> dict[str, Any]:
+    assert earlier.heard is not None  # noqa: S101 - what failed is not written again
+    return {**earlier.row, **earlier.stamp._asdict(), "present": list(earlier.heard.present)}
 
 
 def _object(outcome: Outcome, origin: Origin, windows: bool) -> dict[str, Any]:
@@ -509,7 +542,7 @@ def _as_text(row: Mapping[str, Any]) -> dict[str, str]:
     shown = {}
     for name, value in row.items():
         if isinstance(value, list):
-            shown[name] = " ".join(value)
+            shown[name] = _joined(value)
         elif isinstance(value, float) and name != "mtime_s":
             shown[name] = f"{value:.3f}" if name.endswith("_s") else f"{value:.6f}"
         else:
@@ -522,7 +555,7 @@ def _print_table(table: Table, say: Say | None) -> None:
         return
     if say is None:
         with _writing("Standard output"):
-            Console().print(table)
+            Console(width=None if sys.stdout.isatty() else WIDE).print(table)
     else:
         text = io.StringIO()
         Console(file=text, width=WIDE).print(table)

@@ -129,16 +129,24 @@ def _all_or_any(conditions: Sequence[Condition], every: bool) -> Condition:
 def write_playlist(path: Path, songs: Iterable[Heard]) -> list[str]:
     """Write an extended M3U in UTF-8, paths relative to its folder; returns those that no M3U can hold."""
     lines, left_out = ["#EXTM3U"], []
-    folder = path.resolve().parent
+    folder = (path.resolve() if path.is_symlink() else path.absolute()).parent
     for song in songs:
         if any(mark in song.path for mark in "\r\n"):
             left_out.append(song.path)
             continue
-        relative = Path(os.path.relpath(song.path, folder)).as_posix()
+        relative = _relative(song.path, folder)
         title = Path(song.path).stem
         lines += [
             f"#EXTINF:{round(song.duration_s)},{title}",
-            f"./{relative}" if relative.startswith("#") else relative,
+            f"./{relative}" if relative.startswith(("#", " ")) else relative,
         ]
     write_whole(path, ("\n".join(lines) + "\n").encode("utf-8", "surrogateescape"))
     return left_out
+
+
+def _relative(song: str, folder: Path) -> str:
+    """The song as it is named, from a folder; from where the folder really lies, if links lead astray."""
+    relative = os.path.relpath(song, folder)
+    if not (folder / relative).exists():
+        relative = os.path.relpath(os.path.realpath(song), folder.resolve())
+    return Path(relative).as_posix()

@@ -30,8 +30,7 @@ class Client:
         url: where the service is; else MUSIC_TAGGER_URL from the environment, else http://127.0.0.1:8000.
         key: the API key, where the service asks for one; else MUSIC_TAGGER_KEY from the environment.
         timeout: seconds for each call, with all its attempts and pauses. The service is told how many are
-            left, and drops work that nobody waits for any more. A service that takes a whole upload and then
-            falls silent is given up so many seconds after the attempt's upload.
+            left, and drops work that nobody waits for any more.
         attempts: most times that a request is sent.
     """
 
@@ -126,8 +125,11 @@ class Client:
 
         def attempt() -> httpx.Response:
             options = _options(deadline, query, body)
-            pieces = _in_time(body.pieces(), deadline) if body else None
-            return _checked(self._http.request(method, path, content=pieces, **options))
+            bounds = options["extensions"]["timeout"]
+            pieces = _in_time(body.pieces(), deadline, bounds) if body else None
+            with self._http.stream(method, path, content=pieces, **options) as answer:
+                found = b"".join(_in_time(answer.iter_raw(), deadline, bounds))
+            return _checked(httpx.Response(answer.status_code, headers=answer.headers, content=found))
 
         again = Retrying(
             **policy(attempts or self._attempts, seconds, rewindable=not body or body.rewindable)
@@ -265,12 +267,13 @@ def _pairs(thresholds: Mapping[str, float]) -> str | None:
 def _options(deadline: Deadline, query: Mapping[str, str] | None, body: Body | None) -> dict[str, Any]:
     """What httpx is told for one attempt besides the content. Raises TimeoutError."""
     headers = {**(body.headers if body else {}), "X-Request-Timeout": f"{deadline.left_s():.3f}"}
-    return {"params": query, "headers": headers, "timeout": deadline.allows()}
+    return {"params": query, "headers": headers, "extensions": {"timeout": deadline.allows().as_dict()}}
 
 
-def _in_time(pieces: Iterable[bytes], deadline: Deadline) -> Iterator[bytes]:
+def _in_time(pieces: Iterable[bytes], deadline: Deadline, bounds: dict[str, float | None]) -> Iterator[bytes]:
+    """The pieces; with each, the bound of what is read next. Raises TimeoutError."""
     for piece in pieces:
-        deadline.left_s()
+        bounds["read"] = deadline.left_s()
         yield piece
 
 

@@ -56,7 +56,9 @@ def problem_in(response: httpx.Response) -> Problem:
     try:
         members = Members.model_validate_json(response.content)
     except ValidationError:
-        members = Members(detail=response.text[:200].strip())
+        members = Members()
+    if not (members.title or members.detail):  # a proxy's own words
+        members = members.model_copy(update={"detail": response.text[:200].strip()})
     return Problem(
         members,
         response.status_code,
@@ -76,7 +78,7 @@ def seconds_until(retry_after: str, now: datetime) -> float | None:
         return float(retry_after)
     try:
         moment = parsedate_to_datetime(retry_after)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)  # "-0000": UTC of no known zone
     return max(0.0, (moment - now).total_seconds())

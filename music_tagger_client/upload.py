@@ -11,7 +11,7 @@ from typing import BinaryIO, Final, cast
 
 import httpx
 
-Clip = str | os.PathLike[str] | bytes | BinaryIO
+Clip = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
 """A path, a file's bytes, or a file opened for reading bytes, which is sent from where it stands."""
 
 PIECE_BYTES: Final = 1 << 16
@@ -81,7 +81,7 @@ def form_body(clips: Sequence[Clip]) -> Iterator[Body]:
 
 
 def _open(clip: Clip, opened: ExitStack) -> _Source:
-    if isinstance(clip, bytes):
+    if isinstance(clip, bytes | bytearray | memoryview):
         return _Source(io.BytesIO(clip))
     if isinstance(clip, str | os.PathLike):
         return _Source(opened.enter_context(Path(clip).open("rb")))

@@ -68,6 +68,15 @@ RARE_ENCODINGS = {
     "mov-eac3": Encoding("mov", "eac3", "m4a", "eac3", bit_rate=192_000),
     "webm-ac3": Encoding("matroska", "ac3", "webm", "ac3", bit_rate=192_000),
     "webm-wavpack": Encoding("matroska", "wavpack", "webm", "wavpack", lossless=True),
+    "m4a-fragments": Encoding(
+        "ipod",
+        "aac",
+        "m4a",
+        "aac",
+        padding_samples=1024,
+        bit_rate=192_000,
+        options={"movflags": "frag_keyframe+empty_moov", "frag_duration": "1000000"},
+    ),
     "mp2": Encoding("mp2", "mp2", "mp3", "mp2", bit_rate=192_000),
 }
 ALL_ENCODINGS = {**ENCODINGS, **RARE_ENCODINGS}

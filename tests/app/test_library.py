@@ -21,9 +21,12 @@ import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 
-from app.files import arrivals, files_below, unwritable, write_whole
-from app.output import Format, origin_of, read_back, sparkline
+from app.files import arrivals, files_below, stamp_of, unwritable, write_whole
+from app.library import Library, Playlist
+from app.output import Failed, Format, Outcome, Writer, origin_of, read_back, sparkline
+from app.prefetch import Listening
 from model.bundle import load_bundle
+from model.tagger import Tagger
 from model.tags import TAGS
 from tests.app.service import PATIENCE_S, tune
 from tests.app.test_cli import run, tag
@@ -76,6 +79,25 @@ def command(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[bytes], b
             process.kill()
     reader.join()
     os.close(ours)
+
+
+class Noting(Writer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.rows: list[Outcome] = []
+
+    def add(self, outcome: Outcome) -> None:
+        self.rows.append(outcome)
+
+    def close(self) -> None:
+        pass
+
+
+def library_of(tagger: Tagger, playlist: Playlist | None = None) -> tuple[Library, list[Outcome]]:
+    writer = Noting()
+    how = Listening(tagger.bundle.thresholds)
+    return Library(tagger, how, writer, lambda _: None, earlier={}, playlist=playlist), writer.rows
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
@@ -239,7 +261,8 @@ def test_every_format_tells_the_same(music: Path, tmp_path: Path) -> None:
         else:
             assert line["scores"] == {name: row[name] for name in TAGS}
             assert [f"{row[name]:.6f}" for name in TAGS] == [cells[name] for name in TAGS]
-            assert line["present"] == row["present"] == cells["present"].split()
+            assert line["present"] == row["present"]
+            assert "; ".join(row["present"]) == cells["present"]
     assert "club_track.mp3" in (tmp_path / "out.txt").read_text()
 
 
@@ -249,7 +272,7 @@ def test_the_playlist_holds_what_the_expression_chooses_also_of_what_a_former_ru
     out, playlist = tmp_path / "library.csv", tmp_path / "fav.m3u8"
     tag(music, "--out", out)
     with out.open(newline="") as file:
-        chosen = [row["path"] for row in csv.DictReader(file) if "dance" in row["present"].split()]
+        chosen = [row["path"] for row in csv.DictReader(file) if "dance" in row["present"].split("; ")]
 
     result = tag(music, "--out", out, "--m3u", playlist, "--where", "dance and not soundtrack > 0.999")
 
@@ -375,6 +398,8 @@ def crowded(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     (tmp_path / "link.json").symlink_to(next(music.glob("*.flac")))
     (tmp_path / "notes.doc").write_text("a diary")
     (tmp_path / "diary.jsonl").write_text('{"day": 1}\n')
+    for name in ("former.jsonl", "former.csv"):
+        (tmp_path / name).write_text("the scores of a week")
     (tmp_path / "torn.jsonl").write_text('{"path": "cut o')
     (tmp_path / "folder.json").mkdir()
     return music
@@ -383,11 +408,13 @@ def crowded(music: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--out", "SONG", "--format", "json"], "one of the files to be tagged"),
-        (["--out", "SONG", "--format", "table"], "one of the files to be tagged"),
-        (["--out", "SONG", "--format", "jsonl"], "one of the files to be tagged"),
+        (["--out", "SONG", "--format", "json"], "by its ending no json"),
+        (["--out", "SONG", "--format", "table"], "by its ending no table"),
+        (["--out", "SONG", "--format", "jsonl"], "line 1: not written by music-tagger"),
+        (["--out", "former.jsonl", "--format", "table"], "by its ending no table"),
+        (["--out", "former.csv", "--format", "parquet"], "by its ending no parquet"),
         (["--out", "link.json"], "one of the files to be tagged"),
-        (["--out", "notes.doc", "--format", "json"], "may be something else than scores"),
+        (["--out", "notes.doc", "--format", "json"], "by its ending no json"),
         (["--out", "folder.json"], "cannot be written: Is a directory"),
         (["--out", "a" * 300 + ".json"], "cannot be written: File name too long"),
         (["--out", "all.m3u8", "--format", "json", "--m3u", "all.m3u8"], "a file of its own"),
@@ -441,6 +468,172 @@ def test_help_tells_exit_codes_in_panels() -> None:
     assert [
         name for name in ("Music library", "What is heard", "Output", "130 Ctrl-C") if name not in told
     ] == []
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_another_threshold_changes_what_is_present_also_of_what_a_former_run_found(
+    music: Path, tmp_path: Path, ending: str
+) -> None:
+    out, fresh = tmp_path / f"library.{ending}", tmp_path / f"fresh.{ending}"
+    tag(music, "--out", out)
+
+    result = tag(music, "--out", out, "--threshold", "0.0")
+
+    tag(music, "--out", fresh, "--threshold", "0.0")
+    assert result.exit_code == 0
+    assert out.read_text().endswith(
+        fresh.read_text().partition("\n")[2] if ending == "csv" else fresh.read_text()
+    )
+    before = out.read_bytes()
+    tag(music, "--out", out, "--threshold", "0.0")
+    assert out.read_bytes() == before
+
+
+def test_windows_in_csv_are_heard_again_where_another_threshold_changes_them(
+    music: Path, tmp_path: Path
+) -> None:
+    out, fresh = tmp_path / "library.csv", tmp_path / "fresh.csv"
+    tag(music, "--windows", "--out", out)
+
+    tag(music, "--windows", "--out", out, "--threshold", "0.0")
+
+    tag(music, "--windows", "--out", fresh, "--threshold", "0.0")
+    assert out.read_text().endswith(fresh.read_text().partition("\n")[2])
+
+
+def test_a_name_of_several_lines_is_gone_on_with_in_csv_also_where_its_row_was_cut_off(
+    tmp_path: Path,
+) -> None:
+    music, out = tmp_path / "music", tmp_path / "library.csv"
+    music.mkdir()
+    for name in ("a\rb.wav", "two\nlines.wav", "Icon\r"):
+        (music / name).write_bytes(tune(2))
+    assert tag(music, "--out", out).exit_code == 0
+    whole = out.read_bytes()
+    assert whole.count(b".wav") == 2
+    assert whole.count(b"Icon") == 0
+
+    assert tag(music, "--out", out).exit_code == 0
+    assert out.read_bytes() == whole
+
+    with out.open("r+b") as file:
+        file.truncate(len(whole) - 60)
+    assert tag(music, "--out", out).exit_code == 0
+    assert out.read_bytes() == whole
+
+
+def test_a_csv_that_a_spreadsheet_saved_is_refused_with_its_name(music: Path, tmp_path: Path) -> None:
+    out = tmp_path / "library.csv"
+    tag(music, "--out", out)
+    header, row, *rest = out.read_text().split("\n")
+    path, score, others = row.split(",", 2)
+    out.write_text("\n".join([header, f'{path},"{score.replace(".", ",")}",{others}', *rest]))
+
+    result = tag(music, "--out", out)
+
+    assert result.exit_code == 2
+    assert f"{out}: changed by another program" in result.stderr
+
+
+def test_what_is_written_into_the_folder_that_is_read_is_no_music(tmp_path: Path) -> None:
+    music = tmp_path / "music"
+    music.mkdir()
+    (music / "song.wav").write_bytes(tune(2))
+    scores = music / "scores"
+
+    results = [tag(music, "--out", scores, "--format", "jsonl") for _ in range(2)]
+
+    assert [result.exit_code for result in results] == [0, 0]
+    assert paths_of(scores) == ["song.wav"]
+    assert list(islice(arrivals([music], {}, {str(scores)}), 1)) == [[music / "song.wav"]]
+
+
+def test_an_empty_inbox_is_watched_and_told_of_as_nothing(tmp_path: Path) -> None:
+    inbox, out = tmp_path / "inbox", tmp_path / "library.jsonl"
+    inbox.mkdir()
+
+    with command(inbox, "--out", out, "--watch") as (process, shown):
+        wait_for(lambda: b"Waiting" in shown)
+        (inbox / "song.wav").write_bytes(tune(2))
+        wait_for(lambda: paths_of(out) == ["song.wav"])
+        process.send_signal(signal.SIGINT)
+
+    assert process.returncode == 0
+
+
+def test_ctrl_c_while_arrivals_are_tagged_says_that_some_are_not(tmp_path: Path) -> None:
+    inbox, out = tmp_path / "inbox", tmp_path / "library.jsonl"
+    inbox.mkdir()
+    (tmp_path / "new").mkdir()
+    for number in range(300):
+        (tmp_path / "new" / f"{number:03}.wav").write_bytes(tune(2))
+
+    with command(inbox, "--out", out, "--watch") as (process, shown):
+        wait_for(lambda: b"Waiting" in shown)
+        (tmp_path / "new").rename(inbox / "new")
+        wait_for(lambda: len(rows_of(out)) >= 5)
+        process.send_signal(signal.SIGINT)
+
+    assert process.returncode == 130
+    assert len(rows_of(out)) < 300
+    assert b"Stopped." in shown
+
+
+def test_a_file_that_was_completed_after_it_failed_is_new(tagger: Tagger, tmp_path: Path) -> None:
+    song, whole = tmp_path / "song.wav", tune(2)
+    song.write_bytes(whole[:60])
+    failed = Failed(str(song), "too-short", "Cut off.", "Wait.", stamp_of(song))
+    library, rows = library_of(tagger)
+    library._take(failed)
+    song.write_bytes(whole)
+
+    found = next(arrivals([tmp_path], library._seen))
+
+    assert found == [song]
+    assert rows == [failed]
+
+
+def test_a_file_that_failed_leaves_the_playlist(tagger: Tagger, tmp_path: Path) -> None:
+    song, playlist = tmp_path / "song.wav", tmp_path / "all.m3u8"
+    song.write_bytes(tune(2))
+    library, _ = library_of(tagger, Playlist(playlist, lambda _: True))
+    library.tag([song], lambda _: None)
+    assert "song.wav" in playlist.read_text()
+    song.write_bytes(b"no music any more")
+
+    library.tag([song], lambda _: None)
+
+    assert "song.wav" not in playlist.read_text()
+
+
+def test_what_was_changed_is_told_also_when_the_disk_is_full(music: Path, tmp_path: Path) -> None:
+    notes = tmp_path / "undo.jsonl"
+
+    result = tag(music, "--out", "/dev/full", "--format", "jsonl", *APPLY, "--undo-file", notes)
+
+    assert result.exit_code == 1
+    assert f"Changed: 1 files; `music-tagger undo {notes}`" in result.stderr
+
+
+def test_the_table_tells_names_as_they_are_on_one_line_in_a_pipe(tmp_path: Path) -> None:
+    name = "x:fire:[b]y" + "y" * 30 + ".wav"
+    (tmp_path / name).write_bytes(tune(2))
+
+    told = tag(tmp_path).stdout
+
+    assert str(tmp_path / name) in told
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_name_that_the_terminal_cannot_show_is_told_all_the_same(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "歌.wav").write_bytes(tune(2))
+    line = [sys.executable, "-m", "app.cli", "tag", "--device", "cpu", "--format", "jsonl", str(tmp_path)]
+
+    done = subprocess.run(
+        line, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True
+    )
+
+    assert b"\\u6b4c.wav" in done.stdout
 
 
 def test_a_disk_that_came_back_is_watched_again(tmp_path: Path) -> None:

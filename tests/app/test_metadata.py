@@ -17,7 +17,7 @@ from mutagen.flac import FLAC
 from mutagen.id3 import ID3, TCON, TIT2, TYER
 from numpy.typing import NDArray
 
-from app.files import append
+from app.files import append, stamp_of
 from app.metadata import MetadataError, MetadataWriter, fields_of, undo
 from app.output import Heard
 from tests.encoding import decode, encode
@@ -87,6 +87,45 @@ def test_tags_are_written_and_undone_and_nothing_else_changes(clip: Path, tmp_pa
     assert ours(clip) == {}
     assert shown(clip) == former
     assert np.array_equal(decode(clip), sound)
+
+
+def test_a_file_whose_sound_would_change_is_left_as_it_is(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.m4a"
+    clip.write_bytes(encode(song[:, : 8 * 48_000], 48_000, "m4a-fragments"))
+    before = clip.read_bytes()
+
+    with pytest.raises(MetadataError, match="its sound would not stay as it is"):
+        MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    assert clip.read_bytes() == before
+    assert not (tmp_path / "undo.jsonl").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes a file")
+def test_a_file_that_is_still_being_written_is_left_as_it_is(
+    song: NDArray[np.float32], tmp_path: Path
+) -> None:
+    clip, writer = tmp_path / "clip.flac", MetadataWriter(tmp_path / "undo.jsonl", print)
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "flac"))
+    stamp = stamp_of(clip)
+
+    with clip.open("ab") as download, pytest.raises(MetadataError, match="changed by another program"):
+        writer.write(heard(clip), stamp)
+    with pytest.raises(MetadataError, match="changed by another program"):
+        writer.write(heard(clip), stamp._replace(size_bytes=stamp.size_bytes - 1))
+
+    assert download.closed
+    assert ours(clip) == {}
+    assert writer.write(heard(clip), stamp)
+    assert ours(clip) == WANTED
+
+
+def test_tags_of_other_scripts_go_by_their_number() -> None:
+    assert fields_of(["流行", "vocal", "舞曲"]) == {
+        "流行": "MUSIC_TAGGER_1",
+        "vocal": "MUSIC_TAGGER_VOCAL",
+        "舞曲": "MUSIC_TAGGER_3",
+    }
 
 
 def test_a_file_without_metadata_gets_none_by_undo(song: NDArray[np.float32], tmp_path: Path) -> None:

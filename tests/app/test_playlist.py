@@ -126,8 +126,23 @@ def test_a_comma_is_an_and_and_not_turns_it_round(one: str, other: str, heard: H
     assert both is not parse_condition(f"not (({one}) and ({other}))", TAGS)(heard)
 
 
+def test_a_playlist_in_a_linked_folder_names_its_neighbours_without_the_way_round(tmp_path: Path) -> None:
+    real, linked, elsewhere = tmp_path / "disk" / "real", tmp_path / "home" / "Music", tmp_path / "other"
+    for folder in (real, linked.parent, elsewhere):
+        folder.mkdir(parents=True)
+    linked.symlink_to(real)
+    for song_path in (real / "a.mp3", elsewhere / "b.mp3"):
+        song_path.write_bytes(b"")
+
+    write_playlist(linked / "fav.m3u8", [song(str(linked / "a.mp3")), song(str(elsewhere / "b.mp3"))])
+
+    names = (real / "fav.m3u8").read_text(encoding="utf-8").splitlines()[2::2]
+    assert names == ["a.mp3", "../../other/b.mp3"]
+    assert all((linked / name).exists() for name in names)
+
+
 def test_a_playlist_names_files_from_where_it_lies(tmp_path: Path) -> None:
-    names = ["music/a.mp3", "#b.flac", "lists/歌.opus", "two\nlines.mp3"]
+    names = ["music/a.mp3", "#b.flac", "lists/歌.opus", "lists/ c.mp3", "two\nlines.mp3"]
 
     (tmp_path / "lists").mkdir()
     left_out = write_playlist(tmp_path / "lists" / "fav.m3u8", [song(str(tmp_path / name)) for name in names])
@@ -141,4 +156,6 @@ def test_a_playlist_names_files_from_where_it_lies(tmp_path: Path) -> None:
         "../#b.flac",
         "#EXTINF:3,歌",
         "歌.opus",
+        "#EXTINF:3, c",
+        "./ c.mp3",
     ]

@@ -2,6 +2,7 @@
 
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -48,6 +49,21 @@ def silent() -> Iterator[Line]:
     def serve(client: socket.socket, line: Line) -> None:
         while data := client.recv(1 << 16):
             line.received += data
+
+    with _listening(serve) as line:
+        yield line
+
+
+@contextmanager
+def trickling(seconds: float) -> Iterator[Line]:
+    """A server that answers a byte every tenth of a second, for so long."""
+
+    def serve(client: socket.socket, line: Line) -> None:
+        line.received += client.recv(1 << 16)
+        client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+        for _ in range(round(seconds * 10)):
+            client.sendall(b" ")
+            time.sleep(0.1)
 
     with _listening(serve) as line:
         yield line

@@ -22,7 +22,7 @@ from music_tagger_client import AsyncClient, Client, Model, Problem, Tagging
 from music_tagger_client.problem import seconds_until
 from tests.app.service import PATIENCE_S, Process, free_port, server_process, tune
 from tests.client.full import KEY, filled, hang_up_after_a_refusal, refusals
-from tests.client.network import breaking, proxy_that_answers, silent
+from tests.client.network import breaking, proxy_that_answers, silent, trickling
 
 CLIP = Path(__file__).parents[1] / "clips" / "sung_pop.opus"
 NOISE = b"no music at all " * 99
@@ -98,7 +98,11 @@ def check_same(found: Tagging, expected: Tagging) -> None:
 # Clips
 
 
-@pytest.mark.parametrize("clip", [CLIP, str(CLIP), CLIP.read_bytes()], ids=["path", "str", "bytes"])
+@pytest.mark.parametrize(
+    "clip",
+    [CLIP, str(CLIP), CLIP.read_bytes(), bytearray(CLIP.read_bytes()), memoryview(CLIP.read_bytes())],
+    ids=["path", "str", "bytes", "bytearray", "memoryview"],
+)
 def test_a_clip_gets_its_tags(call: Call, server: Process, posted: Tagging, clip: Any) -> None:  # noqa: ANN401
     found = call("tag", server.url, clip)
 
@@ -230,6 +234,12 @@ def test_a_proxy_s_page_is_a_problem_too(call: Call) -> None:
     assert "<h1>Bad gateway</h1>" in str(problem)
 
 
+def test_a_proxy_s_own_words_in_json_are_not_lost(call: Call) -> None:
+    words = "API rate limit exceeded"
+    with proxy_that_answers(403, f'{{"message": "{words}"}}') as proxy, pytest.raises(Problem, match=words):
+        call("model", proxy.url)
+
+
 def test_who_is_no_tagger_is_found_out(call: Call) -> None:
     with proxy_that_answers(200, "<h1>Welcome</h1>") as other, pytest.raises(ValueError, match="Model"):
         call("model", other.url)
@@ -321,6 +331,29 @@ def test_silence_is_given_up_in_time_which_the_server_was_told(call: Call) -> No
         assert CLIP.name.encode() not in line.received
 
 
+def test_an_answer_that_trickles_is_given_up_in_time(call: Call) -> None:
+    with trickling(5.0) as line:
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match=r"within 0\.5 s"):
+            call("model", line.url, timeout=0.5)
+
+        assert time.monotonic() - started < 2.5
+
+
+def test_the_time_of_the_upload_counts(call: Call) -> None:
+    class SlowFile(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            time.sleep(0.2)
+            return super().read(size)
+
+    with silent() as line:
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match="within 4 s"):
+            call("tag", line.url, SlowFile(bytes(15 << 16)), timeout=4.0)
+
+        assert 3.9 < time.monotonic() - started < 6.0
+
+
 def test_it_is_told_whether_the_service_is_ready(call: Call, narrow: Process) -> None:
     assert call("ready", narrow.url) is True
 
@@ -338,6 +371,7 @@ def test_it_is_told_whether_the_service_is_ready(call: Call, narrow: Process) ->
         ("Tue, 24 Nov 2026 11:00:00 GMT", 0.0),
         ("Tue, 24 Nov 2026 12:00:30 -0000", 30.0),
         ("soon", None),
+        ("Tue, 24 Nov 99999999999999999999 12:00:30 GMT", None),
         ("-1", None),
         ("", None),
     ],
