@@ -1,6 +1,7 @@
 // Talks to the service. A failure is always a Problem: {slug, status, title, detail, hint}.
 
 const RETRIES = 3;
+const STALLED_MS = 60_000; // without a byte on its way: the line is dead, and nobody tells
 let key = "";
 try { key = sessionStorage.getItem("key") ?? ""; } catch { /* storage may be forbidden */ }
 
@@ -39,6 +40,11 @@ export const answeredBy = (status) => new Problem({ status, detail: `HTTP ${stat
   hint: "Try again in a moment. If it fails again, tell whoever runs the service.",
 }) });
 
+const unreadable = () => new Problem({
+  type: "/problems/unreadable", status: 0, title: "The file cannot be read",
+  detail: "", hint: "It is a folder, or was moved or deleted since. Choose it again.",
+});
+
 const impossibleKey = () => new Problem({
   type: "/problems/key-impossible", status: 0, title: "This cannot be a key",
   detail: "", hint: "It holds a character that no key can hold, perhaps an invisible one. Copy it again, without what is around it.",
@@ -67,11 +73,25 @@ export async function tag(file, onStep, signal) {
     signal.throwIfAborted(); // the clip may have been cleared while it waited
     const { status, body, retryAfter } = await send(file, onStep, signal);
     if (status === 200 && body.tags) return body;
-    if ((status !== 429 && status !== 503) || attempt === RETRIES) throw body.title ? new Problem(body) : answeredBy(status);
-    const seconds = Math.min(retryAfter || 1, 30);
-    onStep("waiting", seconds);
-    await pause(seconds, signal);
+    if (status === 0 && !(await isReadable(file))) throw unreadable();
+    if (![0, 429, 503].includes(status) || attempt === RETRIES) {
+      if (status === 0) throw unreachable();
+      throw body.title ? new Problem(body) : answeredBy(status);
+    }
+    const seconds = Math.min(retryAfter || 2 ** attempt, 30); // 1, 2, 4 s: the time of a restart
+    for (let left = seconds; left > 0 && !signal.aborted; left -= 1) {
+      onStep(status ? "waiting" : "reconnecting", left);
+      await pause(Math.min(left, 1), signal);
+    }
   }
+}
+
+// A folder is not, nor a file that was moved or changed since it was chosen; a request with it fails like one without a network.
+async function isReadable(file) {
+  const reader = file.stream().getReader();
+  const readable = await reader.read().then(() => true, () => false);
+  reader.cancel().catch(() => {});
+  return readable;
 }
 
 // Ends early if the signal aborts.
@@ -89,8 +109,12 @@ function send(file, onStep, signal) {
     request.open("POST", "v1/tags?windows=true");
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.setRequestHeader("Content-Type", "application/octet-stream");
-    request.upload.onprogress = (event) => onStep("uploading", event.loaded / Math.max(event.total, 1));
-    request.upload.onload = () => onStep("analysing");
+    let stalled = 0;
+    const watch = () => { clearTimeout(stalled); stalled = setTimeout(() => { resolve({ status: 0, body: {} }); request.abort(); }, STALLED_MS); };
+    watch();
+    request.upload.onprogress = (event) => { watch(); onStep("uploading", event.loaded / Math.max(event.total, 1)); };
+    request.upload.onload = () => { clearTimeout(stalled); onStep("analysing"); };
+    request.onloadend = () => clearTimeout(stalled);
     request.onload = () => {
       let body = {};
       try { body = JSON.parse(request.responseText); } catch { /* a proxy's page: told by its status */ }
@@ -100,7 +124,7 @@ function send(file, onStep, signal) {
         retryAfter: Number(request.getResponseHeader("Retry-After")),
       });
     };
-    request.onerror = () => reject(unreachable());
+    request.onerror = () => resolve({ status: 0, body: {} });
     request.onabort = () => reject(new DOMException("aborted", "AbortError"));
     signal.addEventListener("abort", () => request.abort(), { once: true });
     request.send(file);

@@ -13,12 +13,13 @@ const en = {
   keyLabel: "This service asks for a key", keySave: "Use it", keyTaken: "The key fits", keyProblem: "{0}. {1}",
   play: "Play", pause: "Pause", again: "Try again", cancel: "Cancel", remove: "Remove",
   waiting: "Waiting for its turn", uploading: "Uploading, {0} %", analysing: "Listening", retrying: "The service is busy. Trying again in {0} s",
+  reconnecting: "No connection to the service. Trying again in {0} s",
   timeline: "Over time", timelineHelp: "Click to play from there. With the keyboard: arrows move, Enter plays, Space pauses.",
   stage: "Position in the clip", threshold: "Threshold {0}", present: "applies", absent: "does not apply",
   facts: "{0} · {1} · {2} Hz · {3}", mono: "mono", stereo: "stereo", channels: "{0} channels",
   noWave: "This browser cannot decode the clip, so there is no waveform and it cannot be played. The scores stand.",
   longWave: "The clip is too long for a waveform in the browser. The scores stand.",
-  clips: "Clips", filter: "Filter", carries: "Carries", any: "anything", clear: "Clear",
+  clips: "Clips", filter: "Filter", carries: "Carries", any: "anything", clear: "Clear", againAll: "Try failed again",
   name: "Clip", duration: "Length", shown: "{0} of {1} clips shown",
   privacy: "Nothing of a clip is kept after its answer. The scores are independent: they do not sum to one.",
   credits: "Credits of the samples", creditsText: "All three were made for this project and are in the public domain (CC0).",
@@ -38,12 +39,13 @@ const zh = {
   keyLabel: "此服务需要密钥", keySave: "使用", keyTaken: "密钥有效", keyProblem: "{0}。{1}",
   play: "播放", pause: "暂停", again: "重试", cancel: "取消", remove: "移除",
   waiting: "等待中", uploading: "正在上传，{0} %", analysing: "正在聆听", retrying: "服务繁忙，{0} 秒后重试",
+  reconnecting: "无法连接到服务，{0} 秒后重试",
   timeline: "随时间变化", timelineHelp: "点击可从该处播放。键盘：方向键移动，回车播放，空格暂停。",
   stage: "片段中的位置", threshold: "阈值 {0}", present: "符合", absent: "不符合",
   facts: "{0} · {1} · {2} Hz · {3}", mono: "单声道", stereo: "立体声", channels: "{0} 声道",
   noWave: "此浏览器无法解码该片段，因此没有波形，也无法播放。得分仍然有效。",
   longWave: "片段太长，浏览器无法显示波形。得分仍然有效。",
-  clips: "片段", filter: "筛选", carries: "包含", any: "不限", clear: "清空",
+  clips: "片段", filter: "筛选", carries: "包含", any: "不限", clear: "清空", againAll: "重试失败的",
   name: "片段", duration: "时长", shown: "显示 {0} / {1} 个片段",
   privacy: "得出结果后不保留片段的任何内容。各项得分相互独立，总和不为一。",
   credits: "示例的来源", creditsText: "三段示例均为本项目制作，属于公有领域（CC0）。",
@@ -60,7 +62,32 @@ const zhMeanings = {
   "popular-song idiom: verse and hook, contemporary production": "流行歌曲的写法：主歌与副歌，当代制作",
 };
 
-// Title and hint by problem.
+// Title and hint by problem, in the words of somebody at a page; a problem without a row keeps the service's words.
+const enProblems = {
+  "no-clip": ["There is no clip", "Choose an audio file."],
+  "empty-clip": ["The file is empty", "Choose a file with something in it."],
+  "key-missing": ["A key is needed", "Type the key into the field above. Whoever runs this service gives it out."],
+  "key-wrong": ["The key is wrong", "Ask whoever runs this service for a key that is valid."],
+  "stream-idle": ["No sound came any more", "Start again."],
+  "origin": ["Live listening does not work from this address", "Tell whoever runs the service."],
+  "listeners-full": ["Too many people listen at once", "Try again in a minute."],
+  "slow-body": ["The upload took too long", "Use a faster connection, or a smaller file: MP3 or Opus instead of WAV."],
+  "too-many-bytes": ["The file is too large", "Use a compressed file (MP3, Opus, M4A), or a part of the song."],
+  "too-many-seconds": ["The clip is too long", "Cut out a part of it, and try that."],
+  "too-short": ["The clip is too short", "Choose a longer one."],
+  "silent": ["The clip is silent", "Choose one in which something sounds."],
+  "queue-full": ["The service is busy", "Try again in a moment."],
+  "bytes-full": ["The service is busy", "Try again in a moment."],
+  "internal": ["Something went wrong in the service", "Try again. If it fails again, tell whoever runs the service."],
+  "batch-failed": ["Something went wrong in the service", "Try again. If it fails again, tell whoever runs the service."],
+  "not-ready": ["The service is starting", "Try again in a moment."],
+  "draining": ["The service is restarting", "Try again in a moment."],
+  "late-in-queue": ["The service is busy", "Try again in a moment."],
+  "late-at-work": ["This took too long", "Try again later, or with a part of the song."],
+};
+// Their details say something to a listener: how long, how large.
+const TELLING = ["slow-body", "too-many-bytes", "too-many-seconds", "too-short"];
+
 const zhProblems = {
   "unreachable": ["无法连接到服务", "请检查网络后重试。"],
   "no-clip": ["没有片段", "请选择一个音频文件。"],
@@ -88,6 +115,8 @@ const zhProblems = {
   "draining": ["服务正在停止", "请稍后重试。"],
   "late-in-queue": ["等待超时", "请稍后重试。"],
   "late-at-work": ["处理超时", "请截取其中一部分后重试。"],
+  "insecure": ["通过 http 打开的页面无法录音或实时聆听", "请用 https 打开此页面，或在服务所在的机器上用 localhost 打开。仍可拖放或选择文件。"],
+  "unreadable": ["无法读取该文件", "它是文件夹，或已被移动、删除。请重新选择。"],
   "no-microphone": ["无法使用麦克风", "请在浏览器中允许此页面使用麦克风。"],
 };
 
@@ -120,8 +149,11 @@ export const tagName = (tag) => translated(tag, zhTags);
 export const tagMeaning = (meaning) => translated(meaning, zhMeanings);
 
 export function sayProblem(problem) {
-  const [title, hint] = (language === "zh" && zhProblems[problem.slug]) || [problem.title, problem.hint];
-  return { title, hint, detail: problem.detail };
+  const words = { en: enProblems, zh: zhProblems }[language];
+  if (!Object.hasOwn(words, problem.slug)) return problem;
+  const [title, hint] = words[problem.slug];
+  const told = language === "en" ? TELLING.includes(problem.slug) : false; // details are English
+  return { title, hint, detail: told || /^HTTP \d+$/.test(problem.detail) ? problem.detail : "" };
 }
 
 // Puts the language's words into the whole document.

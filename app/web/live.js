@@ -4,11 +4,13 @@ import { Problem, sentKey, unreachable } from "./api.js";
 import { microphone } from "./sound.js";
 
 const PEAKS_PER_S = 10; // as pcm.js posts them
+const MOST_SILENCE_S = 30; // of the service: its scores come every 5 s
+const PATIENCE_MS = 15_000; // for the scores of the whole
 const MOST_WAITING = 4_000_000; // bytes that the network has not taken: more would only be stale
 
 // What is heard so far, in the form of an answer, so that bars and timeline show it like any other.
 export class Live {
-  // `tags`: the model's; `on`: {window(), final(), failed(problem), nothing()}, called as they happen.
+  // `tags()`: the model's, as soon as they are known; `on`: {window(), final(), failed(problem), nothing()}, called as they happen.
   constructor(tags, on) {
     this.tags = tags;
     this.on = on;
@@ -64,7 +66,8 @@ export class Live {
 
   #hear(samples) {
     if (this.over || this.stopped || this.socket.readyState !== WebSocket.OPEN) return;
-    if (this.socket.bufferedAmount > MOST_WAITING) { this.#fail(unreachable()); return; }
+    const unanswered = this.seconds - (this.windows.at(-1)?.end_s ?? 0);
+    if (this.socket.bufferedAmount > MOST_WAITING || unanswered > MOST_SILENCE_S) { this.#fail(unreachable()); return; }
     this.loudest.push(samples.reduce((most, sample) => Math.max(most, Math.abs(sample)), 0));
     this.socket.send(samples);
   }
@@ -95,7 +98,7 @@ export class Live {
   answer() {
     const last = this.windows.at(-1);
     if (!last) return null;
-    const tags = this.final?.tags ?? this.tags.map(({ tag, threshold }) => (
+    const tags = this.final?.tags ?? this.tags().map(({ tag, threshold }) => (
       { tag, score: last.scores[tag], present: last.present[tag], threshold }));
     const audio = this.final?.audio ?? { duration_s: last.end_s };
     return { tags, audio, windows: this.windows.map(({ start_s, end_s, scores }) => ({ start_s, end_s, scores })) };
@@ -113,8 +116,9 @@ export class Live {
     if (!this.socket) { this.drop(); this.on.nothing(); return; } // it has not begun
     this.stopped = true;
     this.#silence();
-    if (this.socket.readyState === WebSocket.OPEN) this.socket.send(JSON.stringify({ end: true }));
-    else this.#fail(unreachable());
+    if (this.socket.readyState !== WebSocket.OPEN) { this.#fail(unreachable()); return; }
+    this.socket.send(JSON.stringify({ end: true }));
+    setTimeout(() => { if (!this.over) this.#fail(unreachable()); }, PATIENCE_MS); // the line may be dead, and nobody tells
   }
 
   // Lets everything go, whatever came of it.

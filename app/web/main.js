@@ -34,7 +34,7 @@ class Clip {
   words() {
     if (this.phase === "live") return say("liveWaiting", HOP_S);
     if (this.phase === "uploading") return say("uploading", Math.round(this.amount * 100));
-    return this.phase === "retrying" ? say("retrying", this.amount) : say(this.phase);
+    return say(this.phase, this.amount); // of the other phases, those that wait tell seconds
   }
 
   drop() {
@@ -55,7 +55,7 @@ const player = {
   toggle() { if (audio.paused) player.play(); else player.pause(); },
 };
 const timeline = new Timeline(player);
-const table = new Table(clips, show);
+const table = new Table(clips, (clip) => { show(clip); reveal(); });
 
 // What comes in
 
@@ -66,6 +66,32 @@ function add(files) {
   if (!isLive()) show(made[0]);
   table.draw();
   work();
+}
+
+const MUSIC = /\.(wav|flac|mp3|og[ga]|opus|m4a|mp4|aac|webm|aiff?)$/i;
+
+// Folders are walked, as an album is dropped as one; of what is in them, only music is taken.
+async function filesOf(transfer) {
+  const files = [...transfer.files];
+  const entries = [...transfer.items].filter(({ kind }) => kind === "file").map((item) => item.webkitGetAsEntry());
+  const found = await Promise.all(entries.map((entry, index) => (entry?.isDirectory ? walk(entry) : [files[index]])));
+  return found.flat();
+}
+
+async function walk(folder) {
+  const reader = folder.createReader();
+  const entries = [];
+  for (;;) {
+    const some = await new Promise((resolve) => { reader.readEntries(resolve, () => resolve([])); }); // some hundred at a time
+    if (!some.length) break;
+    entries.push(...some);
+  }
+  entries.sort((one, two) => one.name.localeCompare(two.name, undefined, { numeric: true }));
+  const found = await Promise.all(entries.map((entry) => {
+    if (entry.isDirectory) return walk(entry);
+    return MUSIC.test(entry.name) && !entry.name.startsWith(".") ? new Promise((resolve) => { entry.file(resolve, () => resolve([])); }) : [];
+  }));
+  return found.flat();
 }
 
 function work() {
@@ -105,7 +131,8 @@ async function goLive(file) {
   const clip = new Clip(file ?? new File([], say("live", now)));
   clip.phase = "live";
   clip.again = () => { clips.splice(clips.indexOf(clip), 1); void goLive(file); };
-  clip.live = new Live(model?.tags ?? [], {
+  if (!model) void meetModel(); // it could not be had when the page opened
+  clip.live = new Live(() => model?.tags ?? [], {
     window: () => hearLive(clip),
     final: () => finishLive(clip),
     failed: (problem) => failLive(clip, problem),
@@ -133,6 +160,7 @@ function hearLive(clip) {
 
 function finishLive(clip) {
   hearLive(clip);
+  if (!clip.live.stopped) { failLive(clip, cutShort()); return; }
   leaveLive(clip, "done");
   tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
 }
@@ -152,23 +180,27 @@ function failLive(clip, problem) {
   askForKey(problem);
 }
 
+const cutShort = () => new Problem({
+  type: "/problems/draining", status: 503, title: "The service is stopping", detail: "", hint: "Start again in a moment.",
+});
+
 function leaveLive(clip, phase) {
   clearInterval(clip.ticking);
   clip.phase = phase;
   if (!clip.file.size) clip.waveNote = "liveGone";
   const stopping = document.activeElement === byId("live-stop");
   refresh(clip);
-  if (stopping) byId(clip.answer ? "stage" : "again").focus({ preventScroll: true });
+  if (stopping) byId(clip.problem ? "again" : "stage").focus({ preventScroll: true });
 }
 
 function endLive() {
   for (const clip of clips) if (clip.phase === "live") clip.live.stop();
 }
 
-const noSound = (error) => new Problem({
+const noSound = (error) => (!isSecureContext ? insecure() : new Problem({
   type: "/problems/no-sound", title: "The file cannot be played", detail: error.message ?? "",
   hint: "Choose an audio file that this browser plays.",
-});
+}));
 
 async function paint(clip) {
   try {
@@ -181,9 +213,15 @@ async function paint(clip) {
 }
 
 function step(clip, phase, amount = 0) {
+  const same = clip.phase === phase;
   Object.assign(clip, { phase, amount });
-  refresh(clip);
+  if (!same) { refresh(clip); return; }
+  table.touch(clip);
+  if (clip === shown) drawProgress(clip);
 }
+
+// What failed for reasons that pass; nobody is recorded unasked.
+const isWorthATry = ({ problem, again }) => problem && !again && problem.slug !== "unreadable" && (!problem.status || problem.status === 408 || problem.status === 429 || problem.status >= 500);
 
 function refresh(clip) {
   table.draw();
@@ -205,6 +243,12 @@ function show(clip) {
   }
   table.draw();
   drawResult();
+}
+
+// What was chosen far down in a long table is shown above it, out of sight.
+function reveal() {
+  const { top } = byId("result").getBoundingClientRect();
+  if (top < 0 || top > innerHeight / 2) byId("result").scrollIntoView();
 }
 
 function showNothing() {
@@ -246,6 +290,7 @@ function drawResult() {
 // Also while another clip is shown: nobody shall search for how to stop a microphone.
 function drawStop() {
   byId("live-stop").hidden = !clips.some(({ phase }) => phase === "live");
+  byId("again-all").hidden = !clips.some(isWorthATry);
 }
 
 function facts({ live, answer, phase }) {
@@ -269,12 +314,15 @@ function drawProgress(clip) {
 }
 
 function drawProblem({ problem }) {
+  const again = problem && byId("problem").hidden && document.activeElement === byId("clip-name");
   byId("problem").hidden = !problem;
   if (!problem) return;
   const { title, detail, hint } = sayProblem(problem);
   byId("problem-title").textContent = title;
   byId("problem-detail").textContent = detail ?? "";
+  byId("problem-detail").hidden = !detail;
   byId("problem-hint").textContent = hint ?? "";
+  if (again) byId("again").focus({ preventScroll: true }); // tried again in vain
 }
 
 function scoreRow({ tag: name, score, present, threshold }, index) {
@@ -342,7 +390,7 @@ async function takeKey() {
   } else {
     byId("key").value = "";
     byId("news").textContent = say("keyTaken");
-    byId("choose").focus(); // the form is gone, and the focus with it
+    byId(shown?.again && isRefused(shown.problem) ? "again" : "choose").focus(); // the form is gone, and the focus with it
     tryRefusedAgain();
   }
 }
@@ -416,14 +464,16 @@ function drawWords() {
 // The microphone
 
 let recording = null;
+let switching = false;
 
 async function toggleRecording() {
-  byId("record").disabled = true;
+  if (switching) return; // not `disabled`, which takes the focus away
+  switching = true;
   try {
     if (recording) await endRecording();
     else await beginRecording();
   } finally {
-    byId("record").disabled = false;
+    switching = false;
   }
 }
 
@@ -452,10 +502,15 @@ async function endRecording() {
   add([await session.stop()]);
 }
 
-const noMicrophone = (error) => new Problem({
+const insecure = () => new Problem({
+  type: "/problems/insecure", title: "A page opened by http can neither record nor listen live", detail: "",
+  hint: "Open it by https, or as localhost on the machine of the service. Files can be dropped or chosen all the same.",
+});
+
+const noMicrophone = (error) => (!isSecureContext ? insecure() : new Problem({
   type: "/problems/no-microphone", title: "The microphone cannot be used", detail: error.message ?? "",
   hint: "Allow this page to use the microphone in the browser, then try again.",
-});
+}));
 
 // Tells of a clip that there is none of.
 function failWithout(name, problem, again) {
@@ -495,9 +550,17 @@ byId("clear").addEventListener("click", () => {
   byId("choose").focus();
 });
 byId("again").addEventListener("click", () => {
+  byId("clip-name").focus({ preventScroll: true }); // the button goes, and the focus would go with it
   if (shown.again) { shown.again(); return; }
   shown.restart();
   refresh(shown);
+  work();
+});
+byId("again-all").addEventListener("click", () => {
+  for (const clip of clips.filter(isWorthATry)) clip.restart();
+  byId("list").querySelector(".scroll").focus({ preventScroll: true }); // the button goes
+  table.draw();
+  drawResult();
   work();
 });
 byId("key-form").addEventListener("submit", (event) => {
@@ -526,7 +589,7 @@ document.addEventListener("drop", (drag) => {
   if (!drag.dataTransfer?.types.includes("Files")) return; // text, into the filter
   drag.preventDefault();
   byId("drop").classList.remove("over");
-  add(drag.dataTransfer.files);
+  void filesOf(drag.dataTransfer).then(add);
 });
 document.addEventListener("paste", (paste) => {
   if (paste.clipboardData?.files.length) { paste.preventDefault(); add(paste.clipboardData.files); }

@@ -13,9 +13,10 @@ export class Table {
     this.tags = [];
     this.chosen = null;
     this.order = { column: "", rising: true };
+    this.rows = new WeakMap();
     byId("filter").addEventListener("input", () => this.draw());
     byId("carries").addEventListener("change", () => this.draw());
-    byId("csv").addEventListener("click", () => save("music-tagger.csv", "text/csv", this.csv()));
+    byId("csv").addEventListener("click", () => save("music-tagger.csv", "text/csv", `\ufeff${this.csv()}`));
     byId("json").addEventListener("click", () => save("music-tagger.json", "application/json", this.json()));
   }
 
@@ -73,38 +74,61 @@ export class Table {
       head.setAttribute("aria-sort", sorted ? (this.order.rising ? "ascending" : "descending") : "none");
     }
     const shown = this.shown();
-    const focused = document.activeElement?.closest("#rows tr")?.clip;
-    byId("rows").replaceChildren(...shown.map((clip) => this.#row(clip)));
-    const again = focused && [...byId("rows").children].find((row) => row.clip === focused);
-    again?.querySelector("button").focus({ preventScroll: true });
+    const rows = shown.map((clip) => this.#row(clip));
+    const before = [...byId("rows").children];
+    if (rows.length !== before.length || rows.some((row, index) => row !== before[index])) {
+      const focused = document.activeElement?.closest("#rows button");
+      byId("rows").replaceChildren(...rows);
+      focused?.focus({ preventScroll: true }); // nothing happens if it is gone
+    }
     byId("shown").textContent = say("shown", shown.length, this.clips.length);
     byId("list").hidden = this.clips.length < 2;
   }
 
+  // Of one clip, only its own row.
+  touch(clip) {
+    if (this.rows.has(clip)) this.#row(clip);
+  }
+
+  // A clip keeps its row, in which only what differs is written: else focus, clicks and selections would be lost.
   #row(clip) {
+    if (!this.rows.has(clip)) this.rows.set(clip, this.#newRow(clip));
+    const row = this.rows.get(clip);
+    const chosen = clip === this.chosen;
+    row.classList.toggle("chosen", chosen);
+    if (chosen) row.querySelector("button").setAttribute("aria-current", "true");
+    else row.querySelector("button").removeAttribute("aria-current");
+    const cells = this.#cells(clip);
+    while (row.cells.length > cells.length + 1) row.lastChild.remove();
+    while (row.cells.length < cells.length + 1) row.append(cell(""));
+    cells.forEach(([words, kind, span = 1], index) => {
+      const made = row.cells[index + 1];
+      if (made.textContent !== words) made.textContent = words;
+      if (made.className !== kind) made.className = kind;
+      if (made.colSpan !== span) made.colSpan = span;
+    });
+    return row;
+  }
+
+  #newRow(clip) {
     const row = document.createElement("tr");
-    row.clip = clip;
-    row.classList.toggle("chosen", clip === this.chosen);
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = clip.name;
     button.title = clip.name;
-    if (clip === this.chosen) button.setAttribute("aria-current", "true");
-    button.addEventListener("click", () => {
-      const index = [...byId("rows").children].indexOf(row);
-      this.onChoose(clip);
-      byId("rows").children[index]?.querySelector("button").focus();
-    });
+    button.addEventListener("click", () => this.onChoose(clip));
     row.append(cell(button));
-    if (clip.answer) {
-      row.append(cell(clock(clip.answer.audio.duration_s)));
-      for (const { score, present } of clip.answer.tags) row.append(cell(score.toFixed(2), present ? "present" : ""));
-    } else {
-      const rest = cell(clip.problem ? sayProblem(clip.problem).title : clip.words(), clip.problem ? "bad" : "muted");
-      rest.colSpan = this.tags.length + 1;
-      row.append(rest);
-    }
     return row;
+  }
+
+  // [words, class, columns] of all cells after the name.
+  #cells(clip) {
+    if (!clip.answer) {
+      const words = clip.problem ? sayProblem(clip.problem).title : clip.words();
+      return [[words, clip.problem ? "bad" : "muted", this.tags.length + 1]];
+    }
+    const scores = clip.answer.tags.map(({ score, present }) => [score.toFixed(2), present ? "present" : ""]);
+    return [[clock(clip.answer.audio.duration_s), ""], ...scores];
   }
 
   // Only what is shown, in the order in which it is shown.
@@ -118,7 +142,7 @@ export class Table {
       name,
       answer ? answer.audio.duration_s : "",
       ...this.tags.map((tag) => answer?.tags.find((found) => found.tag === tag)?.score ?? ""),
-      answer ? answer.tags.filter(({ present }) => present).map(({ tag }) => tag).join(" ") : "",
+      answer ? answer.tags.filter(({ present }) => present).map(({ tag }) => tag).join("; ") : "",
       problem ? problem.title : "",
     ]);
     const head = ["clip", "duration_s", ...this.tags, "present", "problem"];

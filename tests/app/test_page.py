@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
-from tests.app.browser import Tab, chromium, new_tab
+from tests.app.browser import ELSEWHERE, Tab, chromium, new_tab
 from tests.app.service import Process, server_process, tune
 
 CLIPS = Path(__file__).parents[1] / "clips"
@@ -27,6 +27,7 @@ SONG: FilePayload = {
     "buffer": (WEB / "samples" / "song.opus").read_bytes(),
 }
 MOST_BYTES = 150_000
+RETRIES_MS = 20_000
 SOUNDING_MS = 30_000  # live scores come as the sound does
 
 
@@ -189,13 +190,128 @@ def test_a_service_that_is_gone_is_told_and_can_be_tried_again(tab: Tab) -> None
     page = tab.page
     page.route("**/v1/tags*", lambda route: route.abort())
     page.locator("[data-sample=song]").click()
-    expect(page.locator("#problem-title")).to_have_text("The service cannot be reached")
+    expect(page.locator("#progress-text")).to_have_text("No connection to the service. Trying again in 1 s")
+    expect(page.locator("#problem-title")).to_have_text("The service cannot be reached", timeout=RETRIES_MS)
+    page.get_by_role("button", name="Try again", exact=True).focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#problem")).to_be_hidden()
+    expect(page.locator("#again")).to_be_focused(timeout=RETRIES_MS)
 
     page.unroute("**/v1/tags*")
-    page.get_by_role("button", name="Try again").click()
+    page.keyboard.press("Enter")
 
     expect(page.locator("#scores li")).not_to_have_count(0)
     expect(page.locator("#problem")).to_be_hidden()
+
+
+def test_a_connection_that_comes_back_is_waited_for(server: Process, tab: Tab) -> None:
+    broken = []
+
+    def break_twice(route: Route) -> None:
+        broken.append(route)
+        if len(broken) < 3:
+            route.abort()
+        else:
+            route.continue_()
+
+    tab.page.route("**/v1/tags*", break_twice)
+
+    tab.page.locator("#files").set_input_files(CLIPS / "sung_pop.opus")
+
+    expect(tab.page.locator("#progress-text")).to_have_text(re.compile("Trying again in 2 s"))
+    expect(tab.page.locator("#progress-text")).to_have_text(re.compile("Trying again in 1 s"))
+    expect(tab.page.locator("#scores li")).not_to_have_count(0)
+    assert shown_scores(tab.page) == scores_of(server, (CLIPS / "sung_pop.opus").read_bytes())
+
+
+def test_all_that_failed_for_want_of_the_service_is_tried_again_at_once(tab: Tab) -> None:
+    page = tab.page
+    page.route("**/v1/tags*", lambda route: route.fulfill(status=502, body="<h1>nginx</h1>"))
+    page.locator("#files").set_input_files([CLIPS / "sung_pop.opus", CLIPS / "speech.opus"])
+    expect(page.locator("#rows td.bad")).to_have_count(2)
+    page.unroute("**/v1/tags*")
+    page.locator("#files").set_input_files(NOT_AUDIO)
+    expect(page.locator("#rows td.bad")).to_have_count(3)
+
+    page.get_by_role("button", name="Try failed again").click()
+
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(2)
+    expect(page.locator("#rows td.bad")).to_have_count(1)
+    expect(page.locator("#again-all")).to_be_hidden()
+
+
+def test_a_file_that_was_taken_away_is_told_so(tab: Tab, tmp_path: Path) -> None:
+    song = tmp_path / "song.wav"
+    song.write_bytes(tune(3))
+
+    def take_away(route: Route) -> None:
+        song.unlink(missing_ok=True)
+        route.continue_()
+
+    tab.page.route("**/v1/tags*", take_away)
+
+    tab.page.locator("#files").set_input_files(song)
+
+    expect(tab.page.locator("#problem-title")).to_have_text("The file cannot be read")
+
+
+def test_a_dropped_album_gives_its_songs(tab: Tab, tmp_path: Path) -> None:
+    album = tmp_path / "album"
+    (album / "disc 2").mkdir(parents=True)
+    for name in ("10.wav", "2.wav", "disc 2/1.wav", ".hidden.wav"):
+        (album / name).write_bytes(tune(2))
+    (album / "cover.jpg").write_bytes(b"\xff\xd8\xff")
+
+    drop(tab.page, album)
+
+    expect(tab.page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(3)
+    assert names(tab.page) == ["2.wav", "10.wav", "1.wav"]
+
+
+def test_a_page_that_may_not_listen_says_how_it_may(server: Process, browser: Browser) -> None:
+    with new_tab(browser) as tab:
+        tab.page.goto(server.url.replace("127.0.0.1", ELSEWHERE) + "/")
+        expect(tab.page.locator("#model")).not_to_be_empty()
+
+        tab.page.locator("#record").click()
+
+        expect(tab.page.locator("#problem-title")).to_contain_text("neither record nor listen live")
+        expect(tab.page.locator("#problem-hint")).to_contain_text("https")
+        click_sample(tab.page, "song")
+
+
+def test_what_is_chosen_far_down_in_the_table_is_brought_into_sight(tab: Tab) -> None:
+    page = tab.page
+    clips: list[FilePayload] = [
+        {"name": f"{number}.wav", "mimeType": "audio/wav", "buffer": tune(1)} for number in range(24)
+    ]
+    page.locator("#files").set_input_files(clips)
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(24)
+    row = page.locator("#rows tr").nth(20)
+    row.scroll_into_view_if_needed()
+
+    row.get_by_role("button").click()
+
+    expect(page.locator("#clip-name")).to_have_text("20.wav")
+    expect(page.locator("#clip-name")).to_be_in_viewport()
+
+
+def test_a_row_stays_the_same_while_its_clip_is_tagged(tab: Tab) -> None:
+    page = tab.page
+    page.locator("#files").set_input_files([CLIPS / "sung_pop.opus", CLIPS / "speech.opus"])
+    page.evaluate("window.row = document.querySelector('#rows tr')")
+
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(2)
+
+    assert page.evaluate("window.row === document.querySelector('#rows tr')")
+
+
+def drop(page: Page, path: Path) -> None:
+    """Drop a file or a folder on the page, as a file manager does."""
+    wire = page.context.new_cdp_session(page)
+    for step in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        wire.send("Input.dispatchDragEvent", {"type": step, "x": 300, "y": 300, "data": data})
 
 
 @pytest.mark.parametrize(
@@ -353,7 +469,9 @@ def test_the_table_is_exported_as_it_is_shown(server: Process, tab: Tab) -> None
     with page.expect_download() as objects:
         page.get_by_role("button", name="JSON").click()
 
-    rows = list(csv.DictReader(io.StringIO(table.value.path().read_bytes().decode())))
+    written = table.value.path().read_bytes()
+    assert written.startswith("\ufeff".encode()), "Excel takes it for another encoding without"
+    rows = list(csv.DictReader(io.StringIO(written.decode("utf-8-sig"))))
     found = json.loads(objects.value.path().read_text())
     known = server.post(tune(3)).json()["tags"]
     assert rows[0]["clip"] == "'" + clip["name"], "a spreadsheet must not run a clip's name"
