@@ -474,6 +474,12 @@ def train(
         "tags": _tags(tags) if tags is not None else None,
     }
     manifests = list(manifest or ())
+    for folder in (out, *((cache,) if cache is not None else ())):
+        _make_folder(folder)
+    if folds and tags is not None and "fold" in _tags(tags):
+        _refuse("fold: a column of predictions.csv; give the tag another name")
+    if mtg_jamendo is None and audio is not None:
+        _refuse("--audio is where the audio of --mtg-jamendo is: give both, or neither")
     if mtg_jamendo is not None:
         own = out / "mtg-jamendo.csv"
         manifests.append(_from_mtg_jamendo(mtg_jamendo, audio, own, may_train=not train_ok_only))

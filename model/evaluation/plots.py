@@ -78,11 +78,17 @@ def plot_sources(tags: Sequence[str], right: Mapping[str, NDArray[np.int64]], pa
     for column, (axis, tag) in enumerate(zip(axes, tags, strict=True)):
         met = np.array([right[name][column, 0] for name in names], float)
         known = np.array([right[name][column, 1] for name in names], float)
-        axis.barh(names, np.divide(met, known, out=np.zeros_like(met), where=known > 0), color=BAR)
+        axis.barh(
+            [_plain(name) for name in names],
+            np.divide(met, known, out=np.zeros_like(met), where=known > 0),
+            color=BAR,
+        )
         for row, (hits, count) in enumerate(zip(met, known, strict=True)):
             text = f"{hits:.0f} of {count:.0f}" if count else "no label"
             axis.text(0.02, row, text, fontsize=7, va="center")
-        axis.set(title=tag, xlim=(0, 1), xticks=TICKS, ylim=(-0.6, len(names) - 0.4), xlabel="labels met")
+        axis.set(
+            title=_plain(tag), xlim=(0, 1), xticks=TICKS, ylim=(-0.6, len(names) - 0.4), xlabel="labels met"
+        )
         axis.tick_params(labelsize=7)
     if len(names) < len(right):
         figure.suptitle(f"the {len(names)} largest of {len(right)} sources", fontsize=9)
@@ -94,12 +100,19 @@ def largest_sources(right: Mapping[str, NDArray[np.int64]]) -> list[str]:
     return sorted(right, key=lambda name: (-int(right[name][:, 1].sum()), name))[:MOST_SOURCES]
 
 
+def _plain(name: str) -> str:
+    """A name as it is: Matplotlib would read a formula between two dollars."""
+    return name.replace("$", r"\$")
+
+
 def _panels(tags: Sequence[str], x: str, y: str, note: str) -> tuple[Figure, list[Axes]]:
     figure = Figure(figsize=(PANEL_IN * len(tags), PANEL_IN + 0.2), layout="constrained")
     figure.suptitle(note, fontsize=9)
     axes = list(np.atleast_1d(figure.subplots(1, len(tags))))
     for axis, tag in zip(axes, tags, strict=True):
-        axis.set(title=tag, xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal")
+        axis.set(
+            title=_plain(tag), xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), xlabel=x, ylabel=y, aspect="equal"
+        )
         axis.set(xticks=TICKS, yticks=TICKS)
     return figure, axes
 

@@ -6,6 +6,7 @@ The report's sections about rivals, robustness and what is no music are made by 
 import csv
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -247,11 +248,10 @@ def labels_met(evaluation: Evaluation) -> dict[str, NDArray[np.int64]]:
     """Count, by source, the labels that the thresholded scores meet and those that are known: [T, 2] each."""
     known = ~np.isnan(evaluation.labels)
     met = known & ((evaluation.labels >= 0.5) == (evaluation.scores >= np.array(evaluation.thresholds)))
-    counts = {}
-    for source in sorted(set(evaluation.sources.tolist())):
-        rows = evaluation.sources == source
-        counts[source] = np.stack([met[rows].sum(axis=0), known[rows].sum(axis=0)], axis=1)
-    return counts
+    names, rows = np.unique(evaluation.sources, return_inverse=True)
+    counts = np.zeros((len(names), len(evaluation.tags), 2), np.int64)
+    np.add.at(counts, rows, np.stack([met, known], axis=2))
+    return dict(zip(names.tolist(), counts, strict=True))
 
 
 def _metric_rows(metrics: Sequence[TagMetrics]) -> list[tuple[str, ...]]:
@@ -351,10 +351,11 @@ def _both(item: TagMetrics) -> str:
 
 
 def _by_source(evaluation: Evaluation, right: dict[str, NDArray[np.int64]]) -> list[str]:
+    clips = Counter(clip.source for clip in evaluation.clips)
     rows = [
         (
             source,
-            str(int((evaluation.sources == source).sum())),
+            str(clips[source]),
             *(f"{met} / {known}" for met, known in counts),
         )
         for source, counts in right.items()

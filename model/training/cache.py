@@ -84,7 +84,7 @@ def _decode(clip: Clip) -> NDArray[np.float32] | str:
     """The samples, or why there are none."""
     try:
         samples, _ = read_audio(clip.path, min_s=1.0, duration_s=float(CLIP_S))
-    except (AudioError, OSError) as error:
+    except (AudioError, OSError, ValueError) as error:
         return f"{clip.path}: left out: {error}"
     return samples[:CLIP]
 
@@ -131,7 +131,7 @@ def _rows_of(clips: Sequence[Clip]) -> str:
 def _state_of(path: Path) -> tuple[int, int]:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # there is no such file, or there can be none
         return 0, 0
     return found.st_size, found.st_mtime_ns
 
@@ -201,6 +201,7 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
     clips = read_manifest(manifest, tags)
     shards = {out / f"shard-{i // SHARD:04}.npz": clips[i : i + SHARD] for i in range(0, len(clips), SHARD)}
     for surplus in set(out.glob("shard-*.npz")) - set(shards):
+        surplus.with_name(mels_name(surplus)).unlink(missing_ok=True)
         surplus.unlink()
     taught = teachers is not None
     missing = [(chosen, path) for path, chosen in shards.items() if not _is_of(path, chosen, taught=taught)]

@@ -149,14 +149,29 @@ def warn_of_one_class(settings: "TrainSettings", learn: Sequence[Clip]) -> None:
             )
 
 
-def warn_of_shared_sources(learn: Iterable[Clip], held_out: Iterable[Clip]) -> None:
-    """Tell of sources, or parts of mixes, that are on both sides."""
-    if shared := _parts(learn) & _parts(held_out):
+def warn_of_clips(settings: "TrainSettings", clips: Sequence[Clip]) -> None:
+    """Tell of what is allowed in a manifest and seldom meant, before hours are spent."""
+    learn = [clip for clip in clips if clip.split == "train" and may_train(settings, clip)]
+    warn_of_one_class(settings, learn)
+    for split in ("val", "test"):
+        warn_of_shared_sources(learn, [clip for clip in clips if clip.split == split], split)
+
+
+def warn_of_shared_sources(learn: Sequence[Clip], held_out: Sequence[Clip], split: str) -> None:
+    """Tell of sources, parts of mixes, or files that are on both sides."""
+    shared = {f"source {source}" for source in _parts(learn) & _parts(held_out)}
+    shared |= {f"file {path}" for path in _files(learn) & _files(held_out)}
+    if shared:
         logger.warning(
-            "%d sources are in both `train` and `val`, so the tagger will look better than it is: %s",
+            "%d sources or files are in `train` and in `%s`, so the tagger will look better than it is: %s",
             len(shared),
+            split,
             ", ".join(sorted(shared)[:5]),
         )
+
+
+def _files(clips: Iterable[Clip]) -> set[Path]:
+    return {clip.path.resolve() for clip in clips}
 
 
 def _parts(clips: Iterable[Clip]) -> set[str]:

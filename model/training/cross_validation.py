@@ -10,10 +10,12 @@ but shift the folds' scores against each other: that cost dance 0.03 of ROC-AUC.
 
 import csv
 import json
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -34,6 +36,8 @@ from model.training.checks import (
 from model.training.corpus import SOURCES, Clip, read_manifest
 from model.training.material import Material
 from model.training.train import Progress, TrainSettings, clip_logits, fit, prepare, usable
+
+logger = logging.getLogger(__name__)
 
 Logits = dict[str, NDArray[np.float64]]
 """By clip: logits of its windows [windows, K]."""
@@ -112,31 +116,30 @@ def _fold(
     path = settings.out / "logits.npz"
     held_out = judged.select(np.array([clip.source in sources for clip in judged.clips]))
     ids = [clip.id for clip in held_out.clips]
-    kept = _kept(path, settings)
-    if kept is not None and list(kept) == ids:
+    learn = material.select(~shares_source(material.clips, sources) & usable(material, settings))
+    run = run_of(settings, learn.clips, held_out.clips)
+    if (kept := _kept(path, run)) is not None:
         return kept
-    if kept is not None:  # of the manifest before rows were added or removed: this fold is trained anew
+    if path.exists():  # of the manifest before rows, sources or labels were changed
+        logger.warning("%s is of other clips or labels: this fold is trained anew", path)
         for former in (path, settings.out / "checkpoint.pt", settings.out / "log.csv"):
             former.unlink(missing_ok=True)
-    learn = material.select(~shares_source(material.clips, sources) & usable(material, settings))
     warn_of_one_class(settings, learn.clips)
     device = choose_device(settings.device)
     network = fit(settings, learn, held_out, device, progress)
     logits = clip_logits(network, held_out, device)
-    _keep(path, settings, ids, logits)
+    _keep(path, run, ids, logits)
     return dict(zip(ids, logits, strict=True))
 
 
-def _keep(
-    path: Path, settings: TrainSettings, ids: Sequence[str], logits: Sequence[NDArray[np.float64]]
-) -> None:
+def _keep(path: Path, run: dict[str, Any], ids: Sequence[str], logits: Sequence[NDArray[np.float64]]) -> None:
     """Write `ids` [N], the clips' logits one after another [W, K], and where each clip's begin [N]."""
     partial = path.with_suffix(".part")
     with partial.open("wb") as handle:
         np.savez(
             handle,
             allow_pickle=False,
-            run=np.array(json.dumps(run_of(settings))),
+            run=np.array(json.dumps(run)),
             ids=np.array(ids, np.str_),
             offsets=np.cumsum([0, *map(len, logits)])[:-1],
             logits=np.concatenate(logits),
@@ -144,14 +147,20 @@ def _keep(
     partial.rename(path)
 
 
-def _kept(path: Path, settings: TrainSettings) -> Logits | None:
-    """What `_keep` wrote; none where there is nothing, or nothing that can be read."""
+def _kept(path: Path, run: dict[str, Any]) -> Logits | None:
+    """What `_keep` wrote; none where there is nothing that can be read, or it is of other clips.
+
+    Raises TrainingError where it is of other settings.
+    """
     try:
         with path.open("rb") as handle, np.load(handle) as archive:
-            run, ids, offsets, logits = (archive[name] for name in ("run", "ids", "offsets", "logits"))
+            former, ids, offsets, logits = (archive[name] for name in ("run", "ids", "offsets", "logits"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
-    check_run(path, str(run), run_of(settings))
+    clips = json.loads(str(former) or "{}").get("clips")
+    check_run(path, str(former), run | {"clips": clips})
+    if clips != run["clips"]:
+        return None
     return dict(zip(map(str, ids), np.split(logits, offsets[1:]), strict=True))
 
 

@@ -442,8 +442,9 @@ def gather(
     Music comes from `packages`, or from those that the corpus names.
 
     Raises:
-        ValueError: a package has clips of the corpus's split for validation, or no speech or game sounds
-            could be had.
+        ManifestError: the corpus cannot be used.
+        ValueError: a package has clips of the corpus's split for validation, there is no style to play or no
+            voice to mix, or no speech or game sounds could be had.
     """
     rng = random.Random(seed)  # noqa: S311
     everything = read_manifest(manifest, TAGS)
@@ -453,6 +454,12 @@ def gather(
         raise ValueError(f"the corpus validates on {', '.join(sorted(shared))}; leave these packages out")
     named = {clip.source.removeprefix(DEBIAN) for clip in clips if clip.source.startswith(DEBIAN)}
     chosen = list(packages) or sorted(named)
+    voices = [clip for clip in clips if clip.labels[0] == 1.0]
+    if counts["mix"] and not voices:
+        raise ValueError("the corpus has no clip with a voice that may train: give --mix 0")
+    styles = grooves()
+    if counts["midi"] and not styles:
+        raise ValueError("there is no style to play: install Debian's package mma, or give --midi 0")
     outdoors = [name for name in FIELD_RECORDINGS if name not in held_out] if counts["field"] else []
     writer = Writer(out)
     beds: list[Piece] = []
@@ -489,10 +496,8 @@ def gather(
         outdoors,
         writer.add,
     )
-    styles = grooves()
     picks = [(i, rng.choice(styles), random.Random(seed + i)) for i in range(counts["midi"])]  # noqa: S311
     _in_parallel(lambda pick: [p for p in [midi_piece(*pick)] if p], picks, keep)
-    voices = [clip for clip in clips if clip.labels[0] == 1.0]
     for index in range(counts["mix"]):
         writer.add(mix_piece(index, rng.choice(voices), rng.choice(beds), rng))
     long = [[f for f in speaker if f.stat().st_size > LONG_PROMPT] for speaker in speakers]
@@ -528,7 +533,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
     kinds = ("per_package", "field", "midi", "mix", "sung", "other")
-    gather(a.manifest, a.out, a.work, {kind: getattr(a, kind) for kind in kinds}, a.seed, a.packages)
+    try:
+        gather(a.manifest, a.out, a.work, {kind: getattr(a, kind) for kind in kinds}, a.seed, a.packages)
+    except ValueError as error:  # and ManifestError, which is one
+        parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -71,6 +71,12 @@ class Material:
             self.soft[keep],
         )
 
+    def teaches(self) -> NDArray[np.bool_]:
+        """[N]: whether anything is known of a clip."""
+        values = [known.reshape(len(self.clips), -1) for known in (self.labels, self.words, self.soft)]
+        found: NDArray[np.bool_] = np.any(~np.isnan(np.concatenate(values, 1)), axis=1)
+        return found
+
     def without_words(self) -> "Material":
         """The same, but for the words: they are unknown."""
         return replace(self, words=np.full_like(self.words, np.nan))
@@ -162,11 +168,15 @@ def read_soft_labels(path: Path) -> tuple[dict[str, int], NDArray[np.float32]]:
         with path.open("rb") as handle, np.load(handle) as archive:
             row = {str(name): index for index, name in enumerate(archive["ids"])}
             scores = archive["scores"].astype(np.float32)
-        if scores.ndim != 2 or len(scores) != len(row):
+        if scores.ndim != 2 or len(scores) != len(row) or not scores.size:
             raise ValueError(f"{len(row)} ids, scores of shape {scores.shape}")
+        known = scores[~np.isnan(scores)]
+        if not (len(known) and ((known >= 0) & (known <= 1)).all()):
+            raise ValueError("scores that are not in [0, 1]")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, BadZipFile) as error:
         raise ManifestError(
-            f"{path}: cannot be used ({error}); soft labels are an npz of `ids` [N] and `scores` [N, M]"
+            f"{path}: cannot be used ({error}); soft labels are an npz of `ids` [N] and `scores` [N, M],"
+            " in [0, 1]"
         ) from error
     return row, scores
 

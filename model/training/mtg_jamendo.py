@@ -14,6 +14,7 @@ from model.tags import TAGS
 from model.training.corpus import Clip, ManifestError
 
 SPLITS: Final = {"train": "train", "validation": "val", "test": "test"}
+LEAST_FIELDS: Final = 5
 TAG_OF: Final = {
     "vocal": "instrument---voice",
     "dance": "genre---dance",
@@ -44,11 +45,14 @@ def _rows(folder: Path, split: str) -> list[list[str]]:
     path = folder / "data" / "splits" / "split-0" / f"autotagging-{split}.tsv"
     try:
         with path.open(newline="", encoding="utf-8") as handle:
-            return list(csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE))[1:]
+            rows = [row for row in csv.reader(handle, delimiter="\t", quoting=csv.QUOTE_NONE) if row][1:]
     except OSError as error:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror}); give a clone of MTG/mtg-jamendo-dataset"
         ) from error
+    if cut_off := [row for row in rows if len(row) < LEAST_FIELDS]:
+        raise ManifestError(f"{path}: a row has less than {LEAST_FIELDS} fields: {cut_off[0]}; get it anew")
+    return rows
 
 
 def _audio_of(path: Path) -> Path | None:

@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,8 +40,7 @@ from model.training.checks import (
     check_settings,
     may_train,
     run_of,
-    warn_of_one_class,
-    warn_of_shared_sources,
+    warn_of_clips,
 )
 from model.training.consistency import fit_consistency
 from model.training.corpus import SOURCES, read_manifest
@@ -252,15 +252,15 @@ def train(settings: TrainSettings, progress: Progress = lambda *_: None) -> Path
     """
     if settings.calibration is not None:
         _read_calibration(settings.calibration, settings.tags)
-    check_clips(settings, check_settings(settings))
+    clips = check_settings(settings)
+    check_clips(settings, clips)
+    warn_of_clips(settings, clips)
     material = prepare(settings)
     check_clips(settings, material.clips)  # again: what cannot be read is left out
     split = np.array([clip.split for clip in material.clips], np.str_)
     val = split == "val"
     learn = material.select((split == "train") & usable(material, settings))
     held_out = material.select(val & ~np.isnan(material.labels).all(1))
-    warn_of_one_class(settings, learn.clips)
-    warn_of_shared_sources(learn.clips, held_out.clips)
     device = choose_device(settings.device)
     network = fit(settings, learn, held_out, device, progress)
     return write_bundle(network, learn, held_out, settings, device)
@@ -309,8 +309,9 @@ def prepare(settings: TrainSettings) -> Material:
 
 
 def usable(material: Material, settings: TrainSettings) -> NDArray[np.bool_]:
-    """[N]: whether a clip may train, by its licence."""
-    return np.array([may_train(settings, clip) for clip in material.clips], np.bool_)
+    """[N]: whether a clip may train, by its licence, and something is known of it."""
+    allowed = np.array([may_train(settings, clip) for clip in material.clips], np.bool_)
+    return allowed & material.teaches()
 
 
 def new_network(settings: TrainSettings) -> TaggerNetwork:
@@ -354,7 +355,7 @@ def balance(material: Material) -> NDArray[np.float64]:
     and spoken pieces (see `gather`) are more often drawn than one source each would be: see `OFTEN`.
     """
     sources = [clip.source.split(SOURCES)[0] for clip in material.clips]
-    sizes = {source: sources.count(source) for source in set(sources)}
+    sizes = Counter(sources)
     weights = np.array([OFTEN.get(source, 1.0) * sizes[source] ** -0.3 for source in sources])
     positives = np.nansum(material.labels == 1.0, 0)
     negatives = np.nansum(material.labels == 0.0, 0)
@@ -394,7 +395,7 @@ def descend(
     log = Log(
         settings.out / "log.csv",
         ["step", "seconds", "loss", "distillation", *(f"auc_{tag}" for tag in settings.tags), "auc"],
-        anew=first == 0,
+        done=first,
     )
     began, losses, distillations = time.monotonic(), [], []
     for step, batch in enumerate(drawn_ahead(sampler, range(first, settings.steps), device), first):
@@ -526,12 +527,23 @@ def _resume(
 
 
 class Log:
-    """A CSV that grows a row an evaluation, and survives a resumed run."""
+    """A CSV that grows a row an evaluation, and survives a resumed run.
 
-    def __init__(self, path: Path, columns: Sequence[str], *, anew: bool = False) -> None:
+    Args:
+        path: the file; rows of steps that are done are kept.
+        columns: `step` first.
+        done: how many steps are.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str], *, done: int = 0) -> None:
         self.path = path
-        if anew or not path.exists():
-            self._write("w", columns)
+        kept: list[list[str]] = []
+        if done and path.exists():
+            with path.open(newline="", encoding="utf-8") as handle:
+                kept = [row for row in list(csv.reader(handle))[1:] if int(row[0]) <= done]
+        self._write("w", columns)
+        for row in kept:
+            self._write("a", row)
 
     def add(self, row: Sequence[Any]) -> None:
         """Append one row, floats to five places."""
@@ -614,8 +626,8 @@ def _read_calibration(path: Path, tags: Sequence[str]) -> tuple[dict[str, Calibr
 
 def _sources(learn: Material) -> list[dict[str, Any]]:
     """What trained the network: clips a source, the largest first."""
-    used = [clip.source for clip in learn.clips]
+    used = Counter(clip.source for clip in learn.clips)
     return [
-        {"source": source, "clips": used.count(source)}
-        for source in sorted(set(used), key=lambda s: (-used.count(s), s))
+        {"source": source, "clips": count}
+        for source, count in sorted(used.items(), key=lambda item: (-item[1], item[0]))
     ]

@@ -81,6 +81,19 @@ def test_what_is_written_as_a_manifest_is_read_again_from_anywhere(clone: Path) 
     assert read_manifest(path, TAGS) == clips
 
 
+def test_blank_lines_are_passed_over_and_torn_rows_are_told(clone: Path) -> None:
+    path = clone / "data" / "splits" / "split-0" / "autotagging-train.tsv"
+    whole = path.read_text()
+    expected = read_mtg_jamendo(clone, clone / "audio")
+
+    path.write_text(whole.replace("\n", "\n\n"))
+    assert read_mtg_jamendo(clone, clone / "audio") == expected
+
+    path.write_text(whole + "track_1\tartist_2\n")
+    with pytest.raises(ManifestError, match=r"less than 5 fields: \['track_1', 'artist_2'\]"):
+        read_mtg_jamendo(clone, clone / "audio")
+
+
 def test_what_is_not_there_is_named(clone: Path) -> None:
     with pytest.raises(ManifestError, match="nowhere: holds no clip"):
         read_mtg_jamendo(clone, clone / "nowhere")

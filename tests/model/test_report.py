@@ -85,6 +85,16 @@ def test_each_generator_has_a_row(tmp_path: Path) -> None:
     assert report.index("### each generator") < report.index("## More") < report.index("## By source")
 
 
+def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path: Path) -> None:
+    clips = (clip("a", "Joey Bada$$", 1.0), clip("b", "$x^$", 0.0))
+    evaluation = Evaluation("ours", ("$a$$",), (0.5,), clips, np.array([[0.9], [0.2]]))
+
+    report = write_report(evaluation, tmp_path).read_text()
+
+    assert "Joey Bada$$" in report
+    assert (tmp_path / "sources.png").exists()
+
+
 def test_of_many_sources_the_largest_are_drawn_and_the_report_says_so(tmp_path: Path) -> None:
     clips = tuple(clip(str(number), f"s{number:03}", 1.0) for number in range(100))
     large = tuple(clip(f"more-{number}", "s099", 1.0) for number in range(3))

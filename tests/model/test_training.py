@@ -30,11 +30,13 @@ from model.training.augmentation import (
     mask_bands_and_frames,
     mel_centres_hz,
 )
-from model.training.cache import CLIP_FRAMES, VARIANTS, variants
+from model.training.cache import CLIP_FRAMES, VARIANTS, build, variants
 from model.training.calibration import best_f1_threshold, calibrate, platt, read_calibration
 from model.training.checks import (
     TrainingError,
     check_clips,
+    check_settings,
+    warn_of_clips,
     warn_of_one_class,
     warn_of_shared_sources,
 )
@@ -43,12 +45,14 @@ from model.training.cross_validation import cross_validate, deal, shares_source
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
 from model.training.train import (
+    Log,
     TrainSettings,
     balance,
     drawn_ahead,
     fit,
     prepare,
     train,
+    usable,
     with_fast_filters,
 )
 from model.training.words import NO_VOCALS, SINGING, WORDS, opinions
@@ -326,6 +330,31 @@ def test_settings_that_cannot_be_are_refused_before_a_clip_is_decoded(
         cross_validate(settings, 2)
 
 
+@pytest.mark.parametrize(
+    "scores",
+    [np.full((12, 3), 55.0), np.full((12, 3), np.nan), np.zeros((12, 0))],
+    ids=["percent", "nan", "none"],
+)
+def test_soft_labels_that_are_no_scores_are_refused(
+    manifest: Path, tmp_path: Path, scores: NDArray[np.float64]
+) -> None:
+    np.savez(tmp_path / "soft.npz", ids=np.array([str(index) for index in range(12)]), scores=scores)
+
+    with pytest.raises(ManifestError, match=r"soft labels are an npz .* in \[0, 1\]"):
+        train(settings_for(manifest, tmp_path / "run", soft_labels=tmp_path / "soft.npz"))
+
+
+def test_a_cache_holds_nothing_of_rows_that_are_gone(manifest: Path, tmp_path: Path) -> None:
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row)
+    build(own, tmp_path / "cache", ("beat", "drone"), None)
+    for file in (tmp_path / "cache").iterdir():
+        file.rename(file.with_name(file.name.replace("0000", "0007")))
+
+    build(own, tmp_path / "cache", ("beat", "drone"), None)
+
+    assert {file.name.partition(".")[0] for file in (tmp_path / "cache").iterdir()} == {"shard-0000"}
+
+
 def test_soft_labels_of_other_clips_are_refused(manifest: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "soft.npz", ids=np.array(["other"]), scores=np.zeros((1, 3)))
 
@@ -381,10 +410,62 @@ def test_a_soft_label_of_one_half_is_a_yes(tmp_path: Path) -> None:
 
 
 def test_a_part_of_a_mix_on_the_other_side_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    warn_of_shared_sources([clip_of("voice + band")], [clip_of("band"), clip_of("other")])
+    warn_of_shared_sources([clip_of("voice + band")], [clip_of("band"), clip_of("other")], "val")
 
-    assert "1 sources are in both `train` and `val`" in caplog.text
-    assert caplog.text.rstrip().endswith("band")
+    assert "files are in `train` and in `val`" in caplog.text
+    assert caplog.text.rstrip().endswith("source band")
+
+
+def test_a_file_on_the_other_side_is_told_also_of_the_split_test(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = manifest.parent / "0.flac"
+    moved = {"1": {"split": "test", "file": str(first)}}
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row | moved.get(row["id"], {}))
+    settings = settings_for(own, tmp_path)
+
+    warn_of_clips(settings, check_settings(settings))
+
+    assert "in `train` and in `test`" in caplog.text
+    assert f"file {first.resolve()}" in caplog.text
+
+
+def test_a_fold_is_trained_anew_where_a_label_was_corrected(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row)
+    settings = settings_for(own, tmp_path / "cv", steps=1, batch=2)
+    cross_validate(settings, 2)
+    folds = [tmp_path / "cv" / f"fold-{number}" / "logits.npz" for number in range(2)]
+    before = [fold.read_bytes() for fold in folds]
+    tag = settings.tags[0]
+    with_rows(own, own, lambda row: row | {tag: str(1 - int(row[tag]))} if row[tag] else row)
+
+    cross_validate(settings, 2)
+
+    assert "trained anew" in caplog.text
+    assert all(fold.read_bytes() != former for fold, former in zip(folds, before, strict=True))
+
+
+def test_clips_of_which_nothing_is_known_do_not_train(manifest: Path, tmp_path: Path) -> None:
+    settings = settings_for(manifest, tmp_path / "run")
+    material = prepare(settings)
+    material.labels[0] = np.nan
+
+    learns = usable(material, settings)
+
+    assert not learns[0]
+    assert learns[1:].all()
+
+
+def test_a_log_goes_on_behind_the_last_checkpoint(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.csv", ["step", "loss"])
+    for step in (2, 4, 6):
+        log.add([step, 0.5])
+
+    Log(log.path, ["step", "loss"], done=4).add([6, 0.25])
+
+    assert log.path.read_text().splitlines() == ["step,loss", "2,0.50000", "4,0.50000", "6,0.25000"]
 
 
 def test_a_fold_follows_its_rows_its_file_and_the_names_of_clips(manifest: Path, tmp_path: Path) -> None:
@@ -670,7 +751,7 @@ def test_sources_on_both_sides_are_told(
 
     train(settings_for(own, tmp_path / "run", steps=1))
 
-    assert "1 sources are in both" in caplog.text
+    assert "1 sources or files are in `train` and in `val`" in caplog.text
     assert "s0" in caplog.text
 
 
