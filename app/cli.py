@@ -474,8 +474,6 @@ def train(
         "tags": _tags(tags) if tags is not None else None,
     }
     manifests = list(manifest or ())
-    for folder in (out, *((cache,) if cache is not None else ())):
-        _make_folder(folder)
     if folds and tags is not None and "fold" in _tags(tags):
         _refuse("fold: a column of predictions.csv; give the tag another name")
     if mtg_jamendo is None and audio is not None:
@@ -493,6 +491,8 @@ def train(
             result = cross_validate(settings, folds, progress) if folds else run(settings, progress)
     except (ManifestError, TrainingError, DeviceError, BundleError) as error:
         _refuse(str(error))
+    except OSError as error:  # no such place, a full disk; the same command goes on
+        _refuse(f"{error.filename or out}: {error.strerror or error}")
     typer.echo(f"{'Predictions' if folds else 'Bundle'}: {result}")
 
 

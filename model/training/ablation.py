@@ -20,7 +20,7 @@ from model.network import NetworkConfig
 from model.tagger import choose_device
 from model.training.corpus import read_manifest
 from model.training.material import Material
-from model.training.train import TrainSettings, clip_logits, fit, prepare, usable
+from model.training.train import TrainSettings, clip_logits, fit, mean_logits, prepare, usable
 
 SCRATCH: Final[Mapping[str, Any]] = {
     "network": NetworkConfig(musical=False),
@@ -82,7 +82,7 @@ def _run(settings: TrainSettings, material: Material, *, more: bool, progress: A
     if not path.exists():
         device = choose_device(settings.device)
         network = fit(settings, learn, held_out, device, progress)
-        means = np.stack([z.mean(0) for z in clip_logits(network, held_out, device)])
+        means = mean_logits(*clip_logits(network, held_out, device))
         path.write_text(json.dumps((1 / (1 + np.exp(-means))).tolist()), encoding="utf-8")
     scores = np.array(json.loads(path.read_text(encoding="utf-8")))
     sources = [clip.source for clip in held_out.clips]

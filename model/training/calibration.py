@@ -31,16 +31,30 @@ FLAT: Final = 0.02
 """Thresholds whose F1 is within this of the best count as equally good."""
 
 
+def pool_clips(
+    windows: Sequence[NDArray[np.float64]],
+    sharpness: float,
+    weights: Sequence[NDArray[np.float64]] | None = None,
+) -> NDArray[np.float64]:
+    """`pool_logits` of N clips: windows' logits [W] each, what they count [W] each -> [N]."""
+    counts = weights or [np.ones(len(z)) for z in windows]
+    return np.array([pool_logits(z, sharpness, w) for z, w in zip(windows, counts, strict=True)])
+
+
 def calibrate(
-    windows: Sequence[NDArray[np.float64]], labels: NDArray[np.float32], tag: str = "this tag"
+    windows: Sequence[NDArray[np.float64]],
+    labels: NDArray[np.float32],
+    tag: str = "this tag",
+    weights: Sequence[NDArray[np.float64]] | None = None,
 ) -> tuple[Calibration, float]:
     """One tag: windows' logits of N clips, labels [N] (NaN unknown) -> calibration, best F1 threshold.
 
-    Of a `tag` that the logits do not rank, a warning tells.
+    `weights` are what the windows count, all the same without. Of a `tag` that the logits do not rank, a
+    warning tells.
     """
     known = ~np.isnan(labels)
     truth = labels[known]
-    candidates = [np.array([pool_logits(z, a) for z in windows])[known] for a in SHARPNESS]
+    candidates = [pool_clips(windows, a, weights)[known] for a in SHARPNESS]
     aucs = [
         roc_auc(truth, pooled) - (WORTH if a else 0.0)
         for a, pooled in zip(SHARPNESS, candidates, strict=True)

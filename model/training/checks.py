@@ -154,7 +154,9 @@ def warn_of_clips(settings: "TrainSettings", clips: Sequence[Clip]) -> None:
     learn = [clip for clip in clips if clip.split == "train" and may_train(settings, clip)]
     warn_of_one_class(settings, learn)
     for split in ("val", "test"):
-        warn_of_shared_sources(learn, [clip for clip in clips if clip.split == split], split)
+        held_out = [clip for clip in clips if clip.split == split]
+        warn_of_shared_sources(learn, held_out, split)
+        warn_of_init(settings, held_out, f"of the split `{split}`")
 
 
 def warn_of_shared_sources(learn: Sequence[Clip], held_out: Sequence[Clip], split: str) -> None:
@@ -167,6 +169,22 @@ def warn_of_shared_sources(learn: Sequence[Clip], held_out: Sequence[Clip], spli
             len(shared),
             split,
             ", ".join(sorted(shared)[:5]),
+        )
+
+
+def warn_of_init(settings: "TrainSettings", judges: Iterable[Clip], which: str) -> None:
+    """Tell of sources of the clips that judge which the bundle to go on from learned from."""
+    if settings.init is None:
+        return
+    taught = {
+        part for row in load_bundle(settings.init)[0].training_data for part in row["source"].split(SOURCES)
+    }
+    if known := taught & _parts(judges):
+        logger.warning(
+            "%d sources %s trained the bundle of --init, so the tagger will look better than it is: %s",
+            len(known),
+            which,
+            ", ".join(sorted(known)[:5]),
         )
 
 

@@ -15,14 +15,14 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
-from model.tagger import choose_device, pool_logits, score
-from model.training.calibration import calibrate
+from model.tagger import choose_device, score
+from model.training.calibration import calibrate, pool_clips
 from model.training.checks import (
     TrainingError,
     check_learnt,
@@ -31,6 +31,7 @@ from model.training.checks import (
     classes,
     may_train,
     run_of,
+    warn_of_init,
     warn_of_one_class,
 )
 from model.training.corpus import SOURCES, Clip, read_manifest
@@ -39,8 +40,16 @@ from model.training.train import Progress, TrainSettings, clip_logits, fit, prep
 
 logger = logging.getLogger(__name__)
 
-Logits = dict[str, NDArray[np.float64]]
-"""By clip: logits of its windows [windows, K]."""
+
+class Said(NamedTuple):
+    """What a network says of a clip: logits of its windows [W, K], and what each counts [W]."""
+
+    logits: NDArray[np.float64]
+    weights: NDArray[np.float64]
+
+
+Fold = dict[str, Said]
+"""By clip."""
 
 
 def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lambda *_: None) -> Path:
@@ -55,13 +64,15 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
         TrainingError: there are fewer sources than folds, a tag has only yes or only no, a fold has nothing
             to learn from, or `settings.out` holds another run; and what `train` raises.
     """
-    _check(settings, folds, check_settings(settings), read_manifest(settings.manifests[0], settings.tags))
+    rows = read_manifest(settings.manifests[0], settings.tags)
+    _check(settings, folds, check_settings(settings), rows)
+    warn_of_init(settings, rows, "of the first manifest")
     shared = settings.cache or settings.out / "cache"
     material = prepare(replace(settings, cache=shared))
     judged = prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None))
     _check(settings, folds, material.clips, judged.clips)  # again: what cannot be read is left out
     fold_of = deal(judged.clips, folds)
-    said: list[Logits] = []
+    said: list[Fold] = []
     for fold in range(folds):
         own = replace(settings, out=settings.out / f"fold-{fold}", cache=shared, keep_last=True)
         sources = {source for source, number in fold_of.items() if number == fold}
@@ -112,7 +123,7 @@ def shares_source(clips: Sequence[Clip], sources: set[str]) -> NDArray[np.bool_]
 
 def _fold(
     settings: TrainSettings, material: Material, judged: Material, sources: set[str], progress: Progress
-) -> Logits:
+) -> Fold:
     path = settings.out / "logits.npz"
     held_out = judged.select(np.array([clip.source in sources for clip in judged.clips]))
     ids = [clip.id for clip in held_out.clips]
@@ -127,13 +138,13 @@ def _fold(
     warn_of_one_class(settings, learn.clips)
     device = choose_device(settings.device)
     network = fit(settings, learn, held_out, device, progress)
-    logits = clip_logits(network, held_out, device)
-    _keep(path, run, ids, logits)
-    return dict(zip(ids, logits, strict=True))
+    said = [Said(*found) for found in zip(*clip_logits(network, held_out, device), strict=True)]
+    _keep(path, run, ids, said)
+    return dict(zip(ids, said, strict=True))
 
 
-def _keep(path: Path, run: dict[str, Any], ids: Sequence[str], logits: Sequence[NDArray[np.float64]]) -> None:
-    """Write `ids` [N], the clips' logits one after another [W, K], and where each clip's begin [N]."""
+def _keep(path: Path, run: dict[str, Any], ids: Sequence[str], said: Sequence[Said]) -> None:
+    """Write `ids` [N], logits [W, K] and weights [W] one after another, and where each clip's begin [N]."""
     partial = path.with_suffix(".part")
     with partial.open("wb") as handle:
         np.savez(
@@ -141,43 +152,46 @@ def _keep(path: Path, run: dict[str, Any], ids: Sequence[str], logits: Sequence[
             allow_pickle=False,
             run=np.array(json.dumps(run)),
             ids=np.array(ids, np.str_),
-            offsets=np.cumsum([0, *map(len, logits)])[:-1],
-            logits=np.concatenate(logits),
+            offsets=np.cumsum([0, *(len(clip.weights) for clip in said)])[:-1],
+            logits=np.concatenate([clip.logits for clip in said]),
+            weights=np.concatenate([clip.weights for clip in said]),
         )
     partial.rename(path)
 
 
-def _kept(path: Path, run: dict[str, Any]) -> Logits | None:
+def _kept(path: Path, run: dict[str, Any]) -> Fold | None:
     """What `_keep` wrote; none where there is nothing that can be read, or it is of other clips.
 
     Raises TrainingError where it is of other settings.
     """
     try:
         with path.open("rb") as handle, np.load(handle) as archive:
-            former, ids, offsets, logits = (archive[name] for name in ("run", "ids", "offsets", "logits"))
+            former, ids, offsets = (archive[name] for name in ("run", "ids", "offsets"))
+            logits, weights = (np.split(archive[name], offsets[1:]) for name in ("logits", "weights"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
     clips = json.loads(str(former) or "{}").get("clips")
     check_run(path, str(former), run | {"clips": clips})
     if clips != run["clips"]:
         return None
-    return dict(zip(map(str, ids), np.split(logits, offsets[1:]), strict=True))
+    return dict(zip(map(str, ids), map(Said, logits, weights), strict=True))
 
 
-def _write(settings: TrainSettings, judged: Material, said: Sequence[Logits]) -> Path:
+def _write(settings: TrainSettings, judged: Material, said: Sequence[Fold]) -> Path:
     labels = {clip.id: row for clip, row in zip(judged.clips, judged.labels, strict=True)}
     rows: dict[str, dict[str, str]] = {
-        clip: {"id": clip, "fold": str(fold)} for fold, logits in enumerate(said) for clip in logits
+        clip: {"id": clip, "fold": str(number)} for number, fold in enumerate(said) for clip in fold
     }
-    heard = {clip: z for logits in said for clip, z in logits.items()}
+    heard = {clip: found for fold in said for clip, found in fold.items()}
+    weights = [found.weights for found in heard.values()]
     fitted = {}
     for column, tag in enumerate(settings.tags):
-        windows = [z[:, column] for z in heard.values()]
+        windows = [found.logits[:, column] for found in heard.values()]
         truth = np.array([labels[clip][column] for clip in heard])
-        calibration, threshold = calibrate(windows, truth, tag)
-        for clip, z in zip(heard, windows, strict=True):
-            pooled = np.array(pool_logits(z, calibration.pooling))
-            rows[clip][tag] = f"{float(score(pooled, calibration)):.6f}"
+        calibration, threshold = calibrate(windows, truth, tag, weights)
+        scores = score(pool_clips(windows, calibration.pooling, weights), calibration)
+        for clip, found in zip(heard, scores, strict=True):
+            rows[clip][tag] = f"{found:.6f}"
         fitted[tag] = asdict(calibration) | {"threshold": threshold}
     (settings.out / "calibration.json").write_text(json.dumps(fitted, indent=2) + "\n", encoding="utf-8")
     path = settings.out / "predictions.csv"

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ
 from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW
 from model.segments import TAIL_PARTS
+from model.tagger import LEAST_SOUNDING, TENTHS
 from model.training import cache
 from model.training.augmentation import Generator, band_curve
 from model.training.cache import CLIP_S, VARIANTS
@@ -19,6 +20,8 @@ from model.training.corpus import Clip, ManifestError
 from model.training.teachers import word_lists
 from model.training.words import by_second, opinions, standardised
 
+FAINTEST: Final = 1e-3
+"""The lowest log-mel that is no silence."""
 SEGMENT_FRAMES: Final = 1 + SEGMENT_SAMPLES // HOP
 HEARD: Final = 0.02
 """An AudioSet class is a target if it reaches this score anywhere in the material."""
@@ -230,6 +233,17 @@ def cut_mel(mel: Mel) -> Mel:
     if (last - starts[-1]) * HOP > SEGMENT_SAMPLES // TAIL_PARTS:
         starts.append(last)
     return np.stack([mel[:, start : start + SEGMENT_FRAMES] for start in starts])
+
+
+def sounding_mel(segments: Mel) -> NDArray[np.float32]:
+    """Log-mels of segments [S, 96, 313] -> how much of each is not silence [S, 1], as `tagger.sounding`.
+
+    A tenth of a second is silent here if no band rises above `FAINTEST`, as white noise of -68 dBFS does.
+    """
+    firsts = np.arange(TENTHS) * SEGMENT_FRAMES // TENTHS
+    loudest = np.maximum.reduceat(segments.max(1), firsts, axis=1)
+    share: NDArray[np.float32] = (loudest > FAINTEST).mean(1, keepdims=True, dtype=np.float32)
+    return share.clip(LEAST_SOUNDING)
 
 
 def _seconds(start: int, length: int) -> slice:

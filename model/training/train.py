@@ -28,11 +28,11 @@ from model.bundle import Bundle, Calibration, load_bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
 from model.frontend import level
 from model.network import MusicalBranch, NetworkConfig, TaggerNetwork
-from model.tagger import choose_device, pool_logits, score, window_means
+from model.tagger import choose_device, score, weighted_window_means
 from model.tags import MEANINGS, TAGS
 from model.training import cache, warm_start
 from model.training.augmentation import blend, mask_bands_and_frames
-from model.training.calibration import calibrate, read_calibration
+from model.training.calibration import calibrate, pool_clips, read_calibration
 from model.training.checks import (
     TrainingError,
     check_clips,
@@ -53,6 +53,7 @@ from model.training.material import (
     Sampler,
     cut_mel,
     load_material,
+    sounding_mel,
 )
 from model.training.radial import fit_radial
 from model.training.teachers import load_teach
@@ -557,19 +558,30 @@ class Log:
 @torch.inference_mode()
 def clip_logits(
     network: TaggerNetwork, material: Material, device: torch.device
-) -> list[NDArray[np.float64]]:
-    """Logits of the windows of every clip, as the tagger cuts them: N arrays [windows, K]."""
+) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
+    """Logits of the windows of every clip, as the tagger cuts them, N arrays [W, K]; what each counts [W]."""
     embed = embedder(network, device)
-    logits = []
+    logits, weights = [], []
     for index in range(len(material.clips)):
-        windows = torch.from_numpy(window_means(embed(cut_mel(material.mel(index)))))
-        logits.append(network.classify(windows.to(device)).cpu().numpy().astype(np.float64))
-    return logits
+        segments = cut_mel(material.mel(index))
+        heard = np.concatenate([embed(segments), sounding_mel(segments)], 1)
+        windows, counts = weighted_window_means(heard)
+        found = network.classify(torch.from_numpy(windows).to(device)).cpu().numpy()
+        logits.append(found.astype(np.float64))
+        weights.append(counts)
+    return logits, weights
+
+
+def mean_logits(
+    logits: Sequence[NDArray[np.float64]], weights: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """What `clip_logits` gave -> the mean of each clip, [N, K]."""
+    return np.stack([np.average(z, axis=0, weights=w) for z, w in zip(logits, weights, strict=True)])
 
 
 def clip_aucs(network: TaggerNetwork, material: Material, device: torch.device) -> list[float]:
     """ROC-AUC a tag of the mean logits of whole clips."""
-    means = np.stack([windows.mean(0) for windows in clip_logits(network, material, device)])
+    means = mean_logits(*clip_logits(network, material, device))
     if not np.isfinite(means).all():
         raise _diverged("before its evaluation")
     known = ~np.isnan(material.labels)
@@ -584,7 +596,7 @@ def write_bundle(
     device: torch.device,
 ) -> Path:
     """Calibrate, measure on the held-out clips, and write the bundle."""
-    logits = clip_logits(network, held_out, device)
+    logits, weights = clip_logits(network, held_out, device)
     sources = [clip.source for clip in held_out.clips]
     metrics = {}
     calibration, thresholds = (
@@ -594,8 +606,8 @@ def write_bundle(
         settings.tags, zip(*[z.T for z in logits], strict=True), held_out.labels.T, strict=True
     ):
         if settings.calibration is None:
-            calibration[tag], thresholds[tag] = calibrate(column, labels, tag)
-        pooled = np.array([pool_logits(z, calibration[tag].pooling) for z in column])
+            calibration[tag], thresholds[tag] = calibrate(column, labels, tag, weights)
+        pooled = pool_clips(column, calibration[tag].pooling, weights)
         scores = score(pooled, calibration[tag])
         metrics[tag] = plain(tag_metrics(tag, labels, scores, sources, thresholds[tag]))
     bundle = Bundle(
@@ -607,7 +619,7 @@ def write_bundle(
         calibration=calibration,
         meanings={tag: {**MEANINGS, **settings.meanings}.get(tag, "") for tag in settings.tags},
         metrics=metrics,
-        training_data=_sources(learn),
+        training_data=_sources(learn, settings.init),
     )
     folder = settings.out / "bundle"
     save_bundle(folder, bundle, network.cpu())
@@ -624,9 +636,11 @@ def _read_calibration(path: Path, tags: Sequence[str]) -> tuple[dict[str, Calibr
         ) from error
 
 
-def _sources(learn: Material) -> list[dict[str, Any]]:
-    """What trained the network: clips a source, the largest first."""
+def _sources(learn: Material, init: Path | None) -> list[dict[str, Any]]:
+    """What trained the network, and the bundle that it went on from: clips a source, the largest first."""
     used = Counter(clip.source for clip in learn.clips)
+    if init is not None:
+        used |= Counter({row["source"]: row["clips"] for row in load_bundle(init)[0].training_data})
     return [
         {"source": source, "clips": count}
         for source, count in sorted(used.items(), key=lambda item: (-item[1], item[0]))

@@ -359,8 +359,6 @@ def test_train_says_what_a_manifest_lacks(manifest: Path, tmp_path: Path) -> Non
     [
         (["--seed", "-1"], "--seed"),
         (["--learning-rate", "0"], "--learning-rate"),
-        (["--cache", "/dev/null/cache"], "/dev/null/cache: cannot be made"),
-        (["--out", "/dev/null/run"], "/dev/null/run: cannot be made"),
         (["--tags", "house,fold", "--folds", "2"], "fold: a column of predictions.csv"),
         (["--tags", "house,model"], "model: a column of every manifest, or of every CSV"),
         (["--audio", "audio"], "--audio is where"),

@@ -160,7 +160,7 @@ def test_the_page_shows_the_own_tags_everywhere(server: Process, clip: Path, tab
     )
     with page.expect_download() as table:
         page.get_by_role("button", name="CSV").click()
-    rows = list(csv.DictReader(io.StringIO(table.value.path().read_bytes().decode())))
+    rows = list(csv.DictReader(io.StringIO(table.value.path().read_bytes().decode("utf-8-sig"))))
     assert list(rows[0]) == ["clip", "duration_s", *TAGS, "present", "problem"]
     tab.screenshot("own-tags-page")
 
@@ -273,6 +273,18 @@ def test_folds_give_predictions_that_evaluate_measures(manifest: Path, folder: P
     assert {item["tag"]: item["positives"] + item["negatives"] for item in json.loads(measured.stdout)} == (
         dict.fromkeys(TAGS, len(manifest.read_text().splitlines()) - 1)
     )
+
+
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+def test_a_place_that_cannot_be_is_told(manifest: Path, tmp_path: Path, option: str) -> None:
+    result = run(
+        *("train", "--manifest", manifest, "--tags", ", ".join(TAGS), "--out", tmp_path / "run"),
+        *(option, "/dev/null/place"),
+    )
+
+    assert result.exit_code == 2
+    assert "music-tagger: /dev/null/place" in result.stderr
+    assert "Not a directory" in result.stderr
 
 
 def test_a_calibration_that_is_none_is_refused_before_anything_is_trained(

@@ -18,7 +18,7 @@ from model.bundle import SHIPPED, BundleError, load_bundle, save_bundle
 from model.frontend import LogMel
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
 from model.segments import cut_segments
-from model.tagger import DeviceError, Tagger, pool_logits, score
+from model.tagger import DeviceError, Tagger, pool_logits, score, sounding
 from model.training.augmentation import (
     CHAIN,
     CODECS,
@@ -43,13 +43,15 @@ from model.training.checks import (
 from model.training.corpus import SOURCES, Clip, ManifestError
 from model.training.cross_validation import cross_validate, deal, shares_source
 from model.training.gather import write_flac
-from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix
+from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix, sounding_mel
 from model.training.train import (
     Log,
     TrainSettings,
     balance,
+    clip_logits,
     drawn_ahead,
     fit,
+    mean_logits,
     prepare,
     train,
     usable,
@@ -58,6 +60,7 @@ from model.training.train import (
 from model.training.words import NO_VOCALS, SINGING, WORDS, opinions
 
 RATE = 16_000
+CPU = torch.device("cpu")
 SMALL = NetworkConfig(
     timbral=((38, 7, 2),),
     temporal=((32, 2),),
@@ -430,6 +433,20 @@ def test_a_file_on_the_other_side_is_told_also_of_the_split_test(
     assert f"file {first.resolve()}" in caplog.text
 
 
+def test_sources_that_taught_the_bundle_to_go_on_from_are_told_and_remembered(
+    manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = train(settings_for(manifest, tmp_path / "first", steps=1))
+    turned = {"train": "val", "val": "train"}
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row | {"split": turned[row["split"]]})
+
+    second = train(settings_for(own, tmp_path / "second", steps=1, init=first))
+
+    assert "8 sources of the split `val` trained the bundle of --init" in caplog.text
+    taught = {row["source"]: row["clips"] for row in load_bundle(second)[0].training_data}
+    assert taught == {f"s{number}": 1 for number in range(12)}
+
+
 def test_a_fold_is_trained_anew_where_a_label_was_corrected(
     manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -456,6 +473,40 @@ def test_clips_of_which_nothing_is_known_do_not_train(manifest: Path, tmp_path: 
 
     assert not learns[0]
     assert learns[1:].all()
+
+
+def test_silence_counts_in_validation_as_it_does_in_the_tagger() -> None:
+    rng = np.random.default_rng(3)
+    audio = np.concatenate([beat(7.3, rng), np.zeros(11 * RATE, np.float32), drone(4.4, rng)])
+    noise = 10 ** (-90 / 20) * rng.standard_normal(len(audio)).astype(np.float32)  # of a 16-bit file's dither
+    mel = LogMel()(torch.from_numpy(audio + noise)[None])[0].numpy().astype(np.float16)
+    segments = np.stack(list(cut_segments([audio + noise], SEGMENT_SAMPLES)))
+
+    told = sounding_mel(cut_mel(mel))
+
+    np.testing.assert_allclose(told, sounding(segments), atol=0.05)
+    assert told.min() < 0.01
+
+
+def test_silence_behind_the_music_hardly_changes_what_validation_hears(
+    manifest: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(manifest, tmp_path / "run", steps=2)
+    network = load_bundle(train(settings))[1].eval()
+
+    def means(name: str, silence_s: float) -> NDArray[np.float64]:
+        folder = tmp_path / name
+        folder.mkdir()
+        for path in manifest.parent.glob("*.flac"):
+            samples = read_audio(path)[0][: 10 * RATE]
+            write_flac(folder / path.name, np.pad(samples, (0, int(silence_s * RATE))))
+        (folder / "my.csv").write_text(manifest.read_text())
+        material = prepare(replace(settings, manifests=(folder / "my.csv",), out=folder))
+        return mean_logits(*clip_logits(network, material, CPU))
+
+    cut, padded = means("cut", 0.0), means("padded", 15.0)
+
+    assert np.abs(cut - padded).max() < 0.25 * np.abs(cut - cut.mean(0)).max()
 
 
 def test_a_log_goes_on_behind_the_last_checkpoint(tmp_path: Path) -> None:
@@ -964,8 +1015,11 @@ def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_sour
     assert calibration.keys() == thresholds.keys() == {"beat", "drone"}
     for row in rows:  # one calibration for all folds: another a fold would shift them against each other
         with np.load(predictions.parent / f"fold-{row['fold']}" / "logits.npz") as kept:
-            windows = np.split(kept["logits"], kept["offsets"][1:])[kept["ids"].tolist().index(row["id"])]
-        pooled = pool_logits(windows[:, 0], calibration["beat"].pooling)
+            place = kept["ids"].tolist().index(row["id"])
+            windows, counts = (
+                np.split(kept[name], kept["offsets"][1:])[place] for name in ("logits", "weights")
+            )
+        pooled = pool_logits(windows[:, 0], calibration["beat"].pooling, counts)
         assert float(row["beat"]) == pytest.approx(
             float(score(np.array(pooled), calibration["beat"])), abs=1e-5
         )
