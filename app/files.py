@@ -174,15 +174,17 @@ def _ticks(folders: Sequence[Path]) -> Iterator[bool]:
 
     while True:
         watched = {folder: identity for folder in folders if (identity := _identity(folder))}
-        yield True  # what came before the watch began
         if not watched:
+            yield True
             time.sleep(TICK_MS / 1000)
             continue
+        has_begun = False
         with suppress(FileNotFoundError):  # gone since
             for changes in watch(*watched, watch_filter=None, rust_timeout=TICK_MS, yield_on_timeout=True):
                 if any(_identity(folder) != watched.get(folder) for folder in folders):
                     break
-                yield bool(changes)
+                yield bool(changes) or not has_begun  # what came before the watch began has no event
+                has_begun = True
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

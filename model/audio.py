@@ -401,7 +401,10 @@ class _Input:
         return self._file.read(size)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._file.seek(offset, whence)
+        try:
+            return self._file.seek(offset, whence)
+        except OSError:  # the byte before the end of a file that was emptied meanwhile: PyAV would print it
+            return -1
 
     def tell(self) -> int:
         return self._file.tell()

@@ -474,31 +474,31 @@ def test_help_tells_exit_codes_in_panels() -> None:
 def test_another_threshold_changes_what_is_present_also_of_what_a_former_run_found(
     music: Path, tmp_path: Path, ending: str
 ) -> None:
-    out, fresh = tmp_path / f"library.{ending}", tmp_path / f"fresh.{ending}"
+    out = tmp_path / f"library.{ending}"
     tag(music, "--out", out)
+    former = out.read_text()
 
-    result = tag(music, "--out", out, "--threshold", "0.0")
+    results = [tag(music, "--out", out, "--threshold", "0.0") for _ in range(2)]
 
-    tag(music, "--out", fresh, "--threshold", "0.0")
-    assert result.exit_code == 0
-    assert out.read_text().endswith(
-        fresh.read_text().partition("\n")[2] if ending == "csv" else fresh.read_text()
-    )
-    before = out.read_bytes()
-    tag(music, "--out", out, "--threshold", "0.0")
-    assert out.read_bytes() == before
+    added = out.read_text().removeprefix(former).splitlines()
+    everything = "; ".join(TAGS) if ending == "csv" else json.dumps(TAGS)
+    assert [result.exit_code for result in results] == [0, 0]
+    assert len(added) == 4
+    assert all(everything in line for line in added)
 
 
 def test_windows_in_csv_are_heard_again_where_another_threshold_changes_them(
     music: Path, tmp_path: Path
 ) -> None:
-    out, fresh = tmp_path / "library.csv", tmp_path / "fresh.csv"
+    out = tmp_path / "library.csv"
     tag(music, "--windows", "--out", out)
+    former = out.read_text()
 
     tag(music, "--windows", "--out", out, "--threshold", "0.0")
 
-    tag(music, "--windows", "--out", fresh, "--threshold", "0.0")
-    assert out.read_text().endswith(fresh.read_text().partition("\n")[2])
+    added = out.read_text().removeprefix(former).splitlines()
+    assert len(added) == len(former.splitlines()) - 1
+    assert all("; ".join(TAGS) in line for line in added)
 
 
 def test_a_name_of_several_lines_is_gone_on_with_in_csv_also_where_its_row_was_cut_off(
@@ -624,13 +624,12 @@ def test_the_table_tells_names_as_they_are_on_one_line_in_a_pipe(tmp_path: Path)
     assert str(tmp_path / name) in told
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
-def test_a_name_that_the_terminal_cannot_show_is_told_all_the_same(tmp_path: Path, encoding: str) -> None:
+def test_a_name_that_the_terminal_cannot_show_is_told_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "歌.wav").write_bytes(tune(2))
     line = [sys.executable, "-m", "app.cli", "tag", "--device", "cpu", "--format", "jsonl", str(tmp_path)]
 
     done = subprocess.run(
-        line, env=os.environ | {"PYTHONIOENCODING": encoding}, capture_output=True, check=True
+        line, env=os.environ | {"PYTHONIOENCODING": "latin-1"}, capture_output=True, check=True
     )
 
     assert b"\\u6b4c.wav" in done.stdout

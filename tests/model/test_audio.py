@@ -11,6 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import timedelta
 from fractions import Fraction
 from pathlib import Path
@@ -474,6 +475,31 @@ class TestFailures:
             check_refused(wav_of(tone), SilentAudioError)
         else:
             assert read_audio(wav_of(tone))[1].analysed_s == 2.0
+
+    @pytest.mark.parametrize("reads", range(1, 7))
+    @pytest.mark.parametrize("encoding", ["mp3", "wav-s16"])
+    def test_a_file_that_is_emptied_meanwhile_ends_and_prints_nothing(
+        self, verse_as: Callable[[str], bytes], capfd: pytest.CaptureFixture[str], encoding: str, reads: int
+    ) -> None:
+        class Emptied(io.BytesIO):
+            left = reads
+
+            def read(self, size: int | None = -1) -> bytes:
+                piece = super().read(size)
+                self.left -= 1
+                if self.left == 0:
+                    self.truncate(0)
+                return piece
+
+            def seek(self, offset: int, whence: int = 0) -> int:
+                if whence == 2 and offset + self.getbuffer().nbytes < 0:
+                    raise OSError(22, "Invalid argument")  # as a file does, and a BytesIO does not
+                return super().seek(offset, whence)
+
+        with suppress(AudioError):
+            read_audio(Emptied(verse_as(encoding)))
+
+        assert capfd.readouterr() == ("", "")
 
     def test_failures_print_nothing(self, capfd: pytest.CaptureFixture[str]) -> None:
         check_refused(np.random.default_rng(1).bytes(5000), NotAudioError)
