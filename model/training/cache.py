@@ -15,8 +15,9 @@ import os
 import sys
 import threading
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from multiprocessing import connection
 from pathlib import Path
@@ -105,6 +106,17 @@ def _end_with_parent() -> None:
     if (parent := multiprocessing.parent_process()) is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """PyTorch on one thread, as in the processes of `build`, so that log-mels are the same bit by bit."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @torch.inference_mode()
@@ -205,6 +217,9 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
         surplus.unlink()
     taught = teachers is not None
     missing = [(chosen, path) for path, chosen in shards.items() if not _is_of(path, chosen, taught=taught)]
+    if len(missing) == 1 and not taught:  # one process more would only take its time to start
+        with _one_thread():
+            _shard(*missing.pop())
     # Not forked: a forked child may wait for a lock that a thread of PyTorch's held in the parent.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(cpu_count(), context, initializer=_hire, initargs=(teachers,)) as pool:
