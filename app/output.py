@@ -246,6 +246,8 @@ def _earlier_of(
         is_enough = not is_stale if form is Format.CSV else "windows" in row
         if heard is None or not windows or is_enough:
             earlier[key_of(row["path"])] = Earlier(stamp, heard, row, is_stale)
+        else:
+            earlier.pop(key_of(row["path"]), None)  # what was told before is not the last word
     return earlier
 
 

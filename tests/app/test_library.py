@@ -496,9 +496,11 @@ def test_windows_in_csv_are_heard_again_where_another_threshold_changes_them(
 
     tag(music, "--windows", "--out", out, "--threshold", "0.0")
 
-    added = out.read_text().removeprefix(former).splitlines()
-    assert len(added) == len(former.splitlines()) - 1
-    assert all("; ".join(TAGS) in line for line in added)
+    added = out.read_text().removeprefix(former)
+    assert len(added.splitlines()) == len(former.splitlines()) - 1
+    assert all("; ".join(TAGS) in line for line in added.splitlines())
+    tag(music, "--windows", "--out", out)
+    assert out.read_text() == former + added + former.partition("\n")[2]
 
 
 def test_a_name_of_several_lines_is_gone_on_with_in_csv_also_where_its_row_was_cut_off(

@@ -30,7 +30,7 @@ from model.training.augmentation import (
     mask_bands_and_frames,
     mel_centres_hz,
 )
-from model.training.cache import CLIP_FRAMES, VARIANTS, build, variants
+from model.training.cache import CLIP_FRAMES, VARIANTS, build, load, variants
 from model.training.calibration import best_f1_threshold, calibrate, platt, read_calibration
 from model.training.checks import (
     TrainingError,
@@ -356,6 +356,19 @@ def test_a_cache_holds_nothing_of_rows_that_are_gone(manifest: Path, tmp_path: P
     build(own, tmp_path / "cache", ("beat", "drone"), None)
 
     assert {file.name.partition(".")[0] for file in (tmp_path / "cache").iterdir()} == {"shard-0000"}
+
+
+def test_a_cache_of_many_shards_is_made_by_processes_and_is_the_same(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build(manifest, tmp_path / "one", ("beat", "drone"), None)
+    monkeypatch.setattr("model.training.cache.SHARD", 6)
+
+    build(manifest, tmp_path / "two", ("beat", "drone"), None)
+
+    one, two = load(tmp_path / "one"), load(tmp_path / "two")
+    assert (len(one.mels), len(two.mels)) == (1, 2)
+    np.testing.assert_array_equal(np.concatenate(one.mels), np.concatenate(two.mels))
 
 
 def test_soft_labels_of_other_clips_are_refused(manifest: Path, tmp_path: Path) -> None:
