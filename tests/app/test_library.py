@@ -558,9 +558,10 @@ def test_an_empty_inbox_is_watched_and_told_of_as_nothing(tmp_path: Path) -> Non
         wait_for(lambda: b"Waiting" in shown)
         (inbox / "song.wav").write_bytes(tune(2))
         wait_for(lambda: paths_of(out) == ["song.wav"])
+        time.sleep(1.0)  # the row is written a moment before the file is behind it
         process.send_signal(signal.SIGINT)
 
-    assert process.returncode == 0
+    assert process.returncode == 0, shown.decode()
 
 
 def test_ctrl_c_while_arrivals_are_tagged_says_that_some_are_not(tmp_path: Path) -> None:
