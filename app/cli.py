@@ -1,4 +1,4 @@
-"""The command `music-tagger`: serve, tag files, train, evaluate.
+"""The command `music-tagger`: serve, tag files and undo it, train, evaluate, write manifests and OpenAPI.
 
 Heavy imports stand in the commands, so that `--help` answers at once. Exit codes: 0 all is well, 1 some clip
 failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C ended it.
@@ -83,9 +83,10 @@ Weights = Annotated[
         help="Folder of a bundle (tagger.json, tagger.safetensors); without it, the one that is shipped."
     ),
 ]
-Device = Annotated[str, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps.")]
+DEVICE_HELP = "auto (CUDA, then MPS, then CPU), cpu, cuda, cuda:N or mps."
+Device = Annotated[str, typer.Option(help=DEVICE_HELP)]
 ENGINE_HELP = "What computes the network: auto, torch, openvino, openvino-fp32."
-THREADS_HELP = "Threads of the network on a CPU; without it, one a core, at most 8."
+THREADS_HELP = "CPU threads for the network; by default one per core, at most 8."
 Engine = Annotated[str, typer.Option(help=ENGINE_HELP)]
 Threads = Annotated[int | None, typer.Option(min=1, help=THREADS_HELP)]
 
@@ -122,9 +123,7 @@ def serve(
     host: Annotated[str | None, typer.Option(help="Address to listen on.", show_default="127.0.0.1")] = None,
     port: Annotated[int | None, typer.Option(help="TCP port.", show_default="8000")] = None,
     weights: Weights = None,
-    device: Annotated[
-        str | None, typer.Option(help="auto (CUDA, then MPS, then CPU), cpu, cuda or mps.")
-    ] = None,
+    device: Annotated[str | None, typer.Option(help=DEVICE_HELP)] = None,
     engine: Annotated[str | None, typer.Option(help=ENGINE_HELP)] = None,
     threads: Threads = None,
 ) -> None:
@@ -194,7 +193,7 @@ def tag(
         bool,
         typer.Option(
             "--timeline",
-            help="Draw each tag's timeline in the table, a block a window.",
+            help="Draw each tag's timeline in the table, one block per window.",
             rich_help_panel=OUTPUT,
         ),
     ] = False,
@@ -263,24 +262,22 @@ def tag(
     """Score files. A bad one is told on standard error and does not stop the rest."""
     form = form or _format_of(out, watch=watch)
     notes = undo_file or Path(f"music-tagger-undo-{time.strftime('%Y%m%d-%H%M%S')}.jsonl")
-    if duration_s is not None and not 0 < duration_s <= 1e6:
-        _refuse("--duration-s must be more than 0 and at most 1e6 seconds")
-    if timeline and (form is not Format.TABLE or windows):
-        _refuse("--timeline is drawn in the table, in place of --windows; other formats have --windows")
-    if where is not None and m3u is None:
-        _refuse("--where chooses what a playlist takes: name the playlist with --m3u FILE.m3u8")
-    if where is not None and not where.strip():
-        _refuse("--where is empty: say what the playlist takes ('pop and not vocal'), or leave it out")
-    if (apply or undo_file) and not (write_tags and apply):
-        _refuse(
-            "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
-        )
+    _check_options(
+        form,
+        windows=windows,
+        timeline=timeline,
+        m3u=m3u,
+        where=where,
+        write_tags=write_tags,
+        apply=apply,
+        undo_file=undo_file,
+        duration_s=duration_s,
+    )
     own = {key_of(path) for path in (out, m3u, notes) if path is not None}
     files = walk(paths, own, may_be_empty=watch)
     _check_places(form, out, m3u, notes if apply else None, files)
-    if form is Format.CSV and windows and (m3u or write_tags):
-        _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
-    if watch and not (form.grows and any(is_folder(path) for path in paths)):
+    watched = [path for path in paths if is_folder(path)] if watch else []
+    if watch and not (form.grows and watched):
         _refuse("--watch needs a folder, and writes file by file: use --format jsonl or csv")
     with _extra("library"):
         _check_extras(form, write_tags)
@@ -323,10 +320,10 @@ def tag(
         with _told_if_unwritable(form, out):
             if library.is_done or out is None or form.grows:
                 writer.close()
-            if library.is_done and watch:
+            if library.is_done and watched:
                 typer.echo("Waiting for new files; Ctrl-C ends.", err=True)
                 with suppress(KeyboardInterrupt):
-                    library.watch([path for path in paths if is_folder(path)])
+                    library.watch(watched)
     finally:  # whatever ended it, what was changed can be undone
         if metadata is not None and metadata.changes:
             typer.echo(_told_of_changes(metadata.changes, notes if apply else None), err=True)
@@ -365,12 +362,15 @@ def undo(
 def train(
     manifest: Annotated[
         list[Path] | None,
-        typer.Option(help="CSV with a row a clip: id, file, source, split, a column a tag; may be repeated."),
+        typer.Option(
+            help="CSV with one row per clip: id, file, source, split, a column per tag; may be repeated."
+        ),
     ] = None,
     mtg_jamendo: Annotated[
         Path | None,
         typer.Option(
-            help="Clone of the repository mtg-jamendo-dataset; its clips train but for --train-ok-only."
+            help="Clone of the repository mtg-jamendo-dataset; its clips are trained on unless"
+            " --train-ok-only is given."
         ),
     ] = None,
     audio: Annotated[
@@ -516,14 +516,14 @@ def mtg_jamendo(
         Path | None, typer.Option(help="Folder of its audio.", show_default="FOLDER/audio")
     ] = None,
 ) -> None:
-    """Write MTG-Jamendo's split 0 as a manifest (splits train, val, test). Needs the extra `train`."""
+    """Write MTG-Jamendo's split 0 as a manifest (splits train, val, test)."""
     typer.echo(f"Manifest: {_from_mtg_jamendo(folder, audio, out)}")
 
 
 @cli.command()
 def evaluate(
     manifest: Annotated[
-        Path, typer.Option(help="CSV with a row a clip: id, file, source, split, a column a tag.")
+        Path, typer.Option(help="CSV with one row per clip: id, file, source, split, a column per tag.")
     ],
     split: Annotated[
         str, typer.Option(help="Which rows, by their column `split`; all takes every row.")
@@ -538,7 +538,7 @@ def evaluate(
     predictions: Annotated[
         Path | None,
         typer.Option(
-            help="CSV with id and a column a tag: measure these scores instead of running the tagger,"
+            help="CSV with id and a column per tag: measure these scores instead of running the tagger,"
             " with the thresholds of its bundle."
         ),
     ] = None,
@@ -552,14 +552,14 @@ def evaluate(
         int | None,
         typer.Option(
             min=1,
-            help="Report how the scores of so many clips, drawn at random, bear what happens on the way:"
+            help="Report how well the scores of so many clips, drawn at random, hold up under"
             " codecs, rooms, noise, short excerpts.",
         ),
     ] = None,
     not_music: Annotated[
         Path | None,
         typer.Option(
-            help="CSV with a row a clip that is no music (id, file, source): report its scores by source,"
+            help="CSV with one row per clip that is no music (id, file, source): report its scores by source,"
             " and those of noise, tones and near-silence."
         ),
     ] = None,
@@ -657,7 +657,7 @@ def _load(weights: Path | None, device: str, engine: str, threads: int | None) -
 
 def _thresholds(text: str | None, tagger: "Tagger") -> Mapping[str, float]:
     from app.problems import ProblemError
-    from app.routes.tags import parse_thresholds
+    from app.thresholds import parse_thresholds
 
     try:
         return parse_thresholds(text, tagger.bundle)
@@ -738,6 +738,35 @@ def _format_of(out: Path | None, *, watch: bool) -> Format:
     if out.suffix.lower() not in ENDINGS:
         _refuse(f"--out {out}: name the format with --format, or by one of the endings {', '.join(ENDINGS)}")
     return ENDINGS[out.suffix.lower()]
+
+
+def _check_options(
+    form: Format,
+    *,
+    windows: bool,
+    timeline: bool,
+    m3u: Path | None,
+    where: str | None,
+    write_tags: bool,
+    apply: bool,
+    undo_file: Path | None,
+    duration_s: float | None,
+) -> None:
+    """Refuse options of `tag` that do not fit together."""
+    if duration_s is not None and not 0 < duration_s <= 1e6:
+        _refuse("--duration-s must be more than 0 and at most 1e6 seconds")
+    if timeline and (form is not Format.TABLE or windows):
+        _refuse("--timeline is drawn in the table, in place of --windows; other formats have --windows")
+    if where is not None and m3u is None:
+        _refuse("--where chooses what a playlist takes: name the playlist with --m3u FILE.m3u8")
+    if where is not None and not where.strip():
+        _refuse("--where is empty: say what the playlist takes ('pop and not vocal'), or leave it out")
+    if (apply or undo_file) and not (write_tags and apply):
+        _refuse(
+            "--apply writes what --write-tags shows: give --write-tags --apply, and --undo-file if you like"
+        )
+    if form is Format.CSV and windows and (m3u or write_tags):
+        _refuse("CSV with --windows holds no score of a whole clip: use --format jsonl")
 
 
 def _check_extras(form: Format, write_tags: bool) -> None:

@@ -108,8 +108,12 @@ def files_below(path: Path, leave_out: Container[str] = ()) -> list[Path]:
 
 
 def _may_be_music(path: Path) -> bool:
-    is_companion = path.suffix.lower() in COMPANIONS or path.name == FOLDER_ICON
-    return not is_companion and _may_be_file(path)
+    return not is_companion(path) and _may_be_file(path)
+
+
+def is_companion(path: Path) -> bool:
+    """Whether a file lies beside music, by its name: a picture, a text, a playlist."""
+    return path.suffix.lower() in COMPANIONS or path.name == FOLDER_ICON
 
 
 def _may_be_file(path: Path) -> bool:

@@ -84,6 +84,11 @@ def create_app(
     return app
 
 
+def load_tagger(settings: Settings) -> Tagger:
+    """The tagger that the settings name; raises what `Tagger.load` raises."""
+    return Tagger.load(settings.weights, settings.device, settings.engine, settings.threads)
+
+
 def _bundle_of(state: State) -> Callable[[], Bundle | None]:
     """Give a function that tells which bundle is served, as soon as that is known."""
 
@@ -101,9 +106,7 @@ def _lifespan_of(state: State) -> Callable[[FastAPI], Any]:
         logs.configure(settings.log_level)
         loaded = state.tagger
         if loaded is None:
-            loaded = await asyncio.to_thread(
-                Tagger.load, settings.weights, settings.device, settings.engine, settings.threads
-            )
+            loaded = await asyncio.to_thread(load_tagger, settings)
         pipeline = state.loaded = Pipeline(loaded, settings, state.metrics, state.fail)
         pipeline.batcher.start()
         tasks = [asyncio.create_task(_warm_up(state)), asyncio.create_task(_watch(state))]

@@ -329,14 +329,27 @@ class Id3Metadata:
         return end if end.startswith(b"TAG") else b""
 
 
-class VorbisMetadata:
-    """Vorbis comments, of FLAC and all that lies in Ogg."""
+class _FileMetadata:
+    """What Mutagen writes in place, and removes as a whole."""
 
-    def __init__(self, file: FLAC | OggVorbis | OggOpus | OggFLAC | OggSpeex) -> None:
+    def __init__(self, file: FLAC | OggVorbis | OggOpus | OggFLAC | OggSpeex | MP4) -> None:
         self.is_there = file.tags is not None
         if file.tags is None:
             file.add_tags()
         self._file = file
+
+    def save(self) -> None:
+        """Write the fields."""
+        self._file.save()
+
+    def remove_if_empty(self) -> None:
+        """Remove the block if no field is left."""
+        if not self._file.tags:
+            self._file.delete()
+
+
+class VorbisMetadata(_FileMetadata):
+    """Vorbis comments, of FLAC and all that lies in Ogg."""
 
     def get(self, field: str) -> list[str] | None:
         """All comments of this name."""
@@ -350,24 +363,9 @@ class VorbisMetadata:
         elif field in self._file.tags:
             del self._file.tags[field]
 
-    def save(self) -> None:
-        """Write the comments."""
-        self._file.save()
 
-    def remove_if_empty(self) -> None:
-        """Remove the block if no comment is left."""
-        if not self._file.tags:
-            self._file.delete()
-
-
-class Mp4Metadata:
+class Mp4Metadata(_FileMetadata):
     """Freeform atoms, as iTunes and its like name them."""
-
-    def __init__(self, file: MP4) -> None:
-        self.is_there = file.tags is not None
-        if file.tags is None:
-            file.add_tags()
-        self._file = file
 
     def get(self, field: str) -> list[str] | None:
         """The texts of the atom."""
@@ -380,15 +378,6 @@ class Mp4Metadata:
             self._file.tags[MP4_PREFIX + field] = [MP4FreeForm(value.encode()) for value in values]
         elif MP4_PREFIX + field in self._file.tags:
             del self._file.tags[MP4_PREFIX + field]
-
-    def save(self) -> None:
-        """Write the atoms."""
-        self._file.save()
-
-    def remove_if_empty(self) -> None:
-        """Remove all atoms if none is left."""
-        if not self._file.tags:
-            self._file.delete()
 
 
 def _told(before: Values, wanted: Mapping[str, Sequence[str]]) -> str:

@@ -46,7 +46,9 @@ LATER: Final = "Send the request again after the seconds that Retry-After names.
 
 PROBLEMS: Final[Mapping[str, Kind]] = {
     "no-clip": Kind(400, "There is no clip", "The form has no field named `file`.", SEND_FILE),
-    "empty-clip": Kind(400, "The clip is empty", "The clip holds no byte.", SEND_FILE),
+    "empty-clip": Kind(
+        400, "The clip is empty", "The clip is empty: it has no bytes.", "Check the file and send it again."
+    ),
     "malformed-multipart": Kind(
         400,
         "The multipart body is malformed",
@@ -119,8 +121,8 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
     "too-many-seconds": Kind(
         413,
         "The clip is too long",
-        "The clip holds more than 7200 s of audio.",
-        "Choose a part with start_s and duration_s, or cut the clip.",
+        "The clip is longer than 7200 s.",
+        "Cut it, or choose a part of at most 7200 s with start_s and duration_s.",
     ),
     "too-many-clips": Kind(
         413,
@@ -130,9 +132,9 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
     ),
     "not-audio": Kind(
         415,
-        "This is not audio that is known here",
-        "No audio was recognised in the clip.",
-        "Send WAV, FLAC, MP3, OGG/Vorbis, Opus, M4A/AAC, WebM or AIFF.",
+        "Unsupported audio format",
+        "The clip is not in a supported audio format.",
+        "Send a WAV, FLAC, MP3, OGG, Opus, M4A, AAC, WebM or AIFF file with a sound track.",
     ),
     "media-type": Kind(
         415,
@@ -144,17 +146,20 @@ PROBLEMS: Final[Mapping[str, Kind]] = {
     "undecodable": Kind(
         422,
         "The audio cannot be decoded",
-        "The clip is recognised but holds no sample that can be decoded.",
-        "Check that the file plays elsewhere, then export it again.",
+        "The clip is damaged or cut off before its sound.",
+        "Play the file to check it, then export or upload it again as a whole.",
     ),
     "too-short": Kind(
-        422, "The clip is too short", "The clip holds 0.05 s of audio; 1 s is needed.", "Send a longer clip."
+        422,
+        "The clip is too short",
+        "Only 0.05 s of sound could be read, at least 1.00 s are needed.",
+        "Send a longer clip, or choose a longer part of it.",
     ),
     "silent": Kind(
         422,
         "The clip is silent",
-        "The clip is silent from beginning to end.",
-        "Send a part in which something sounds.",
+        "The clip is silent: all 30.00 s of it are below -70 dBFS.",
+        "Check that the right track was exported and that its volume is not at zero.",
     ),
     "bad-parameter": Kind(
         422,

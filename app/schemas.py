@@ -28,9 +28,9 @@ PROBLEM: Final = {
     "type": "/problems/too-short",
     "title": "The clip is too short",
     "status": 422,
-    "detail": "The clip holds 0.05 s of audio; at least 1 s is needed.",
+    "detail": "Only 0.05 s of sound could be read, at least 1.00 s are needed.",
     "instance": "/v1/tags#2f1c7a5e9b0d4c3f8a6e1d2b3c4f5a60",
-    "hint": "Send a longer clip.",
+    "hint": "Send a longer clip, or choose a longer part of it.",
 }
 
 
@@ -262,7 +262,7 @@ class ModelResponse(BaseModel):
     name: str = Field(description="The bundle's name.")
     version: str = Field(description="The bundle's version.")
     sha256: str = Field(description="Of the weights.")
-    device: str = Field(description="Where the network runs: cpu, mps, cuda or cuda:N.")
+    device: str = Field(description="Where the network runs: cpu, mps or cuda.")
     engine: str = Field(description="What computes the network: torch or openvino.")
     precision: str = Field(description="In which numbers: fp32 or bf16.")
     sample_rate_hz: int = Field(description="To which every clip is resampled.")

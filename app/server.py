@@ -18,13 +18,13 @@ from app import logs
 from app.connection import Connection
 from app.listener import MOST_MESSAGE_BYTES
 from app.logs import logger
-from app.main import create_app
+from app.main import create_app, load_tagger
 from app.settings import Settings, unknown_names
 from app.state import State
 from app.stream_connection import StreamConnection
 from model.bundle import BundleError
 from model.engine import EngineError
-from model.tagger import DeviceError, Tagger
+from model.tagger import DeviceError
 
 CLOSING_S = 3
 STARTUP_FAILURE = 3
@@ -46,11 +46,8 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Load the tagger, then start; here, as what the lifespan raises is told by its traceback."""
-        settings = self._state.settings
         try:
-            self._state.tagger = await asyncio.to_thread(
-                Tagger.load, settings.weights, settings.device, settings.engine, settings.threads
-            )
+            self._state.tagger = await asyncio.to_thread(load_tagger, self._state.settings)
         except (BundleError, DeviceError, EngineError) as error:
             logger.critical(f"cannot start: {error} (TAGGER_WEIGHTS, TAGGER_DEVICE, TAGGER_ENGINE)")
             raise SystemExit(STARTUP_FAILURE) from None

@@ -70,9 +70,9 @@ class Settings(BaseSettings):
     (scores of 5 s within 0.05 of fp32's), and PyTorch on a GPU. openvino-fp32: within 0.001, slower. torch:
     the reference, slowest on a CPU."""
     threads: int | None = Field(default=None, ge=1, le=256)
-    """Threads of the network on a CPU. Empty: one a core (of those that a container may use), at most 8. Low:
-    cores idle once decoding is done. High: more memory; decoders and the network share the cores by turns
-    either way."""
+    """Threads of the network on a CPU. Empty: one per core (of those that a container may use), at most 8.
+    Low: cores idle once decoding is done. High: more memory; decoders and the network share the cores by
+    turns either way."""
 
     max_upload_mb: float = Field(default=128.0, gt=0, le=4096)
     """MB of one request's body. Low: long lossless clips get 413. High: one request may hold that much memory
@@ -101,7 +101,7 @@ class Settings(BaseSettings):
     `request_timeout_s`."""
 
     decoders: int = Field(default_factory=lambda: min(cpu_count(), MAX_DECODERS), ge=1, le=256)
-    """Processes that decode, a clip each at a time; if not set, one a core (of those that a container may
+    """Processes that decode, a clip each at a time; if not set, one per core (of those that a container may
     use), at most 8. Low: the device waits for audio. High: memory, 20 MB each and about 4 MB for each clip
     that one has in hand, and latency spreads as they share the cores with the network."""
     batch_segments: int = Field(default=8, ge=1, le=1024)

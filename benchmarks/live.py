@@ -1,25 +1,17 @@
 """One hour of music through WS /v1/stream at 20 times its pace: latency of the scores, memory of the server.
 
-    python benchmarks/live.py
+    python -m benchmarks.live
 
 starts a server of its own (set by TAGGER_* as usual), plays the clips to it over and over as 16-bit samples
-in pieces of 0.25 s, and prints latencies and the server's resident memory. A window's latency is the time
-from the moment at which the piece with its last sample was handed to the socket until its scores are here.
+in pieces of 0.25 s, and prints latencies and the server's memory, its decoders' included. A window's latency
+is the time from the moment at which the piece with its last sample was handed to the socket until its scores
+are here.
 """
 
 import argparse
 import asyncio
 import json
-import os
-import re
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +19,11 @@ import av
 import numpy as np
 from websockets.asyncio.client import ClientConnection, connect
 
+from benchmarks.processes import Server, serving
+
 ROOT = Path(__file__).parents[1]
 RATE_HZ = 44_100
 PIECE_S = 0.25
-START_S = 120
 
 
 def samples(path: Path) -> bytes:
@@ -39,45 +32,6 @@ def samples(path: Path) -> bytes:
     with av.open(str(path)) as container:
         frames = [piece for frame in container.decode(audio=0) for piece in resampler.resample(frame)]
     return b"".join(frame.to_ndarray().tobytes() for frame in [*frames, *resampler.resample(None)])
-
-
-@contextmanager
-def server() -> Iterator[tuple[int, str]]:
-    """Start the service and wait until it is ready; gives its process id and its host and port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    env = {**os.environ, "TAGGER_PORT": str(port), "TAGGER_LOG_LEVEL": "warning"}
-    process = subprocess.Popen([sys.executable, "-m", "app.server"], cwd=ROOT, env=env)
-    try:
-        wait_until_ready(process, f"127.0.0.1:{port}")
-        yield process.pid, f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def wait_until_ready(process: "subprocess.Popen[bytes]", host: str) -> None:
-    """Return when the service takes work; SystemExit if it ends, or takes longer than START_S."""
-    until = time.monotonic() + START_S
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            urllib.request.urlopen(f"http://{host}/health/ready", timeout=10).close()
-        except (urllib.error.URLError, ConnectionError):
-            time.sleep(0.2)
-        else:
-            return
-    raise SystemExit("The server did not get ready.")
-
-
-def resident_mb(pid: int) -> float:
-    """Resident memory of a process in MB (10^6 bytes); NaN where there is no /proc."""
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
-    except OSError:
-        return float("nan")
-    found = re.search(r"VmRSS:\s+(\d+) kB", status)
-    return int(found[1]) * 1024 / 1e6 if found else float("nan")
 
 
 class Live:
@@ -132,14 +86,14 @@ class Live:
                 raise SystemExit(f"{message['title']}: {message['detail']}")
 
 
-async def measure(live: Live, host: str, pid: int) -> list[float]:
+async def measure(live: Live, server: Server) -> list[float]:
     """Run a stream. Returns the server's memory in MB at its beginning, middle and end."""
-    running = asyncio.create_task(live.run(f"ws://{host}/v1/stream"))
+    running = asyncio.create_task(live.run(f"ws{server.url.removeprefix('http')}/v1/stream"))
     memory_mb = []
     for part in (0.02, 0.5, 1.0):  # the first after a few windows: what is loaded at first use is loaded
         while live.progress < part and not running.done():
             await asyncio.sleep(0.05)
-        memory_mb.append(resident_mb(pid))
+        memory_mb.append(server.memory_mb())
     await running
     return memory_mb
 
@@ -153,8 +107,8 @@ def main() -> None:
     options = parser.parse_args()
     clips = options.clips or sorted((ROOT / "tests" / "clips").glob("*.opus"))
     live = Live(b"".join(samples(path) for path in clips), options.seconds, options.speed)
-    with server() as (pid, host):
-        memory_mb = asyncio.run(measure(live, host, pid))
+    with serving() as server:
+        memory_mb = asyncio.run(measure(live, server))
     p50, p95, p99 = np.percentile(live.latencies_s, [50, 95, 99]) * 1000
     start, middle, end = memory_mb
     print(

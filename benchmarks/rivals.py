@@ -7,7 +7,6 @@ worthless; its work is the same. All may use all cores.
 """
 
 import argparse
-import importlib.util
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 
@@ -24,6 +23,7 @@ from benchmarks.clips import make_clip
 from benchmarks.measuring import medians_ms, show, show_machine, timed
 from model.audio import read_audio
 from model.tagger import Tagger
+from model.training.teachers import load_teach
 
 WORKER: Final = Path(__file__).with_name("musicnn_worker.py")
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"), "music-tagger", "musicnn")
@@ -64,11 +64,7 @@ def listen(rival: Rival, clip: Path) -> None:
 
 def load_rivals(teachers: Path) -> dict[str, Rival]:
     """The networks of teach.py: audio [T] at 16 kHz -> scores."""
-    spec = importlib.util.spec_from_file_location("teach", teachers / "teach.py")
-    if spec is None or spec.loader is None:
-        raise SystemExit(f"{teachers} holds no teach.py")
-    teach: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(teach)
+    teach = load_teach(teachers)
     return {
         "YAMNet (LiteRT)": teach.Yamnet(teachers / "yamnet.tflite"),
         "Jamendo FCN (PyTorch)": teach.Jamendo(teachers / "jamendo_fcn.pth"),

@@ -442,7 +442,7 @@ def _open_container(source: _Input, live: bool) -> InputContainer:
     except av.FFmpegError as error:
         if _MAGIC.match(source.head):
             raise UndecodableAudioError(_DAMAGED, _DAMAGED_HINT) from error
-        raise NotAudioError("The clip is in no audio format that is known here.", _FORMATS_HINT) from error
+        raise NotAudioError("The clip is not in a supported audio format.", _FORMATS_HINT) from error
 
 
 def _sound_track(container: InputContainer) -> AudioStream:

@@ -10,20 +10,19 @@ import logging
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import local
 from typing import Any, Final, Protocol
 
 import numpy as np
 import torch
 from loky import cpu_count
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from model.frontend import SAMPLE_RATE_HZ
 from model.network import SEGMENT_SAMPLES, TaggerNetwork
+from model.segments import FloatArray
 from model.unfolding import unfold_filters, unfold_mel_scale
-
-FloatArray = NDArray[np.float32]
 
 ENGINES: Final = ("auto", "torch", "openvino", "openvino-fp32")
 TOLERANCE: Final = {"fp32": 1e-3, "bf16": 5e-2}
@@ -239,7 +238,7 @@ def choose_engine(
         return TorchEngine(network, device, count)
     precisions = ["fp32"] if engine == "openvino-fp32" or not has_bf16() else ["bf16", "fp32"]
     return first_that_agrees(
-        [lambda precision=precision: OpenVinoEngine(network, precision, count) for precision in precisions],  # type: ignore[misc]
+        [partial(OpenVinoEngine, network, precision, count) for precision in precisions],
         TorchEngine(network, device, threads),
         lambda embeddings: _scores(network, embeddings),
     )

@@ -14,9 +14,7 @@ from model.audio import SILENCE_PEAK, AudioInfo, AudioReader
 from model.bundle import SHIPPED, Bundle, Calibration, load_bundle
 from model.engine import Engine, choose_engine
 from model.network import SEGMENT_S, SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, TaggerNetwork
-from model.segments import cut_segments
-
-FloatArray = NDArray[np.float32]
+from model.segments import FloatArray, cut_segments
 
 BATCH: Final = 8
 """Segments a forward pass in `Tagger.tag`: larger ones are slower on a CPU (they leave its cache)."""

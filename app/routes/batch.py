@@ -13,11 +13,11 @@ from app.routes.tags import (
     BINARY,
     TIMEOUT_PARAMETER,
     answer_clip,
-    parse_thresholds,
     refuse_repeated,
 )
 from app.schemas import BatchItem, BatchResponse, TagQuery
 from app.state import State, WithState
+from app.thresholds import parse_thresholds
 from app.uploads import clips_of
 from model.audio import AudioError
 

@@ -22,10 +22,11 @@ from app.problems import (
     problem_of,
     response_of,
 )
-from app.routes.tags import audio_of, model_of, parse_thresholds, tags_of
+from app.routes.tags import audio_of, model_of, tags_of
 from app.schemas import StreamEnd, StreamFinal, StreamProblem, StreamStart, StreamWindow
 from app.settings import Settings
 from app.state import State
+from app.thresholds import parse_thresholds
 from model.audio import AudioError, endless_wav_header
 
 router = APIRouter()

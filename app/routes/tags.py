@@ -14,8 +14,8 @@ from app.pipeline import Work
 from app.problems import ProblemError, responses_for
 from app.schemas import Audio, ModelName, TagQuery, TagResponse, TagScore, Timing, Window
 from app.state import State, WithState
+from app.thresholds import parse_thresholds
 from app.uploads import clip_of
-from model.bundle import Bundle
 from model.tagger import Tagging
 
 router = APIRouter(tags=["tags"])
@@ -101,46 +101,6 @@ def refuse_repeated(request: Request) -> None:
     given = Counter(name for name, _ in request.query_params.multi_items())
     if repeated := sorted(name for name, times in given.items() if times > 1):
         raise ProblemError("bad-combination", f"{', '.join(repeated)}: given more than once.")
-
-
-def parse_thresholds(text: str | None, bundle: Bundle) -> Mapping[str, float]:
-    """Read `0.5` or `TAG:0.6,TAG:0.4` into one threshold a tag, the bundle's own where none is named.
-
-    Raises ProblemError.
-    """
-    if text is None:
-        return bundle.thresholds
-    parts = [part.strip() for part in text.split(",")]
-    by_tag = [part for part in parts if ":" in part]
-    if not by_tag and len(parts) == 1:
-        return dict.fromkeys(bundle.tags, _threshold(text, bundle))
-    if len(by_tag) < len(parts):
-        raise ProblemError("bad-combination", "threshold mixes numbers for all tags with numbers by tag.")
-    asked: dict[str, float] = {}
-    for part in by_tag:
-        tag, _, number = part.rpartition(":")
-        if tag not in bundle.tags:
-            raise _bad_threshold(f"there is no tag `{tag}`", bundle)
-        if tag in asked:
-            raise ProblemError("bad-combination", f"threshold names `{tag}` twice.")
-        asked[tag] = _threshold(number, bundle)
-    return {**bundle.thresholds, **asked}
-
-
-def _threshold(text: str, bundle: Bundle) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise _bad_threshold(f"`{text}` is not a number from 0 to 1", bundle)
-    return value
-
-
-def _bad_threshold(what: str, bundle: Bundle) -> ProblemError:
-    tags = ", ".join(bundle.tags)
-    hint = f"Give a number from 0 to 1 for all tags, or TAG:NUMBER pairs; the tags are {tags}."
-    return ProblemError("bad-parameter", f"threshold: {what}.", hint=hint)
 
 
 def timing_of(work: Work, started: float) -> Timing:

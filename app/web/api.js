@@ -55,7 +55,7 @@ export function problemOf(error) {
   if (error instanceof Problem) return error;
   console.error(error);
   return new Problem({
-    type: "/problems/unforeseen", status: 0, title: "The page met an error", detail: error?.message ?? "",
+    type: "/problems/unforeseen", status: 0, title: "Something went wrong on this page", detail: error?.message ?? "",
     hint: "Try again. If it fails again, reload the page.",
   });
 }

@@ -100,6 +100,8 @@ function work() {
   }
 }
 
+const verdict = ({ tags }) => tags.filter(({ present }) => present).map(({ tag: name }) => tagName(name)).join(", ") || say("nothing");
+
 async function analyse(clip) {
   running += 1;
   step(clip, "uploading", 0);
@@ -107,7 +109,7 @@ async function analyse(clip) {
     clip.answer = await tag(clip.file, (phase, amount) => step(clip, phase === "waiting" ? "retrying" : phase, amount), clip.stopper.signal);
     clip.phase = "done";
     if (!model) void meetModel(); // it could not be had when the page opened
-    tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
+    tell(clip, verdict(clip.answer));
   } catch (error) {
     if (error.name === "AbortError") return;
     clip.problem = problemOf(error);
@@ -162,7 +164,7 @@ function finishLive(clip) {
   hearLive(clip);
   if (!clip.live.stopped) { failLive(clip, cutShort()); return; }
   leaveLive(clip, "done");
-  tell(clip, clip.answer.tags.filter(({ present }) => present).map((found) => tagName(found.tag)).join(", ") || say("nothing"));
+  tell(clip, verdict(clip.answer));
 }
 
 // Stopped before it began: as if it had never been asked for.

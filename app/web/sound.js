@@ -2,7 +2,7 @@
 
 const RATE = 8000; // enough for a picture, and an hour in stereo stays under 250 MB
 const LONGEST_S = 3600;
-export const BINS = 1200;
+const BINS = 1200;
 
 // The loudest sample of each of BINS equal parts, 0..1; null if there can be no picture.
 export async function peaksOf(file, seconds) {

@@ -24,9 +24,10 @@ import typer
 from fsspec.core import url_to_fs
 from loky import cpu_count
 
-from app.files import COMPANIONS, Stamp, key_of, write_whole
+from app.files import Stamp, is_companion, key_of, write_whole
 from app.output import Failed, Origin, ParquetWriter, as_utf8, origin_of
 from app.prefetch import Listening, listen, open_local
+from deploy.ray.cluster import connect
 from model.bundle import SHIPPED, load_bundle
 from model.tagger import Tagger
 
@@ -36,7 +37,6 @@ TRIES: Final = 3
 MOST_LEFT_OUT: Final = 10
 """Parts left out after which the run ends: then it is not a clip that is bad."""
 TELL_S: Final = 5.0
-OBJECT_STORE_BYTES: Final = 256_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ def files_below(folder: str) -> list[str]:
     if not fs.isdir(root):
         raise FileNotFoundError(f"{folder} is no folder, and no manifest that ends with .csv")
     names = (str(name) for name in fs.find(root))
-    music = (name for name in names if Path(name).suffix.lower() not in COMPANIONS)
+    music = (name for name in names if not is_companion(Path(name)))
     seen = (name for name in music if not any(part.startswith(".") for part in Path(name).parts[1:]))
     return sorted(seen if is_local(folder) else map(fs.unstrip_protocol, seen))
 
@@ -202,22 +202,6 @@ def tag_all(files: Sequence[str], job: Job, workers: int, part_files: int) -> tu
             typer.echo(f"{done} of {len(files)} files, {failed} bad, {rate:.1f} files/s", err=True)
             told = now
     return done, failed
-
-
-def connect(address: str | None, cores: int) -> None:
-    """Connect to a cluster, or start Ray on this machine alone."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    import ray
-
-    if address is not None:
-        ray.init(address=address)
-    else:
-        ray.init(
-            num_cpus=cores,
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _node_ip_address="127.0.0.1",
-        )
 
 
 def main(

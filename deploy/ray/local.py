@@ -5,35 +5,26 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Final
+from typing import Annotated
 
-OBJECT_STORE_BYTES: Final = 256_000_000
-os.environ |= {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    # By default a proxy that takes 5 s to start is killed and started again, over and over on a busy machine.
-    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
-}
+# By default a proxy that takes 5 s to start is killed and started again, over and over on a busy machine.
+os.environ["RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"] = "60"
 os.environ.setdefault("TAGGER_CONCURRENT_BATCHES", "8")
 os.environ.setdefault("TAGGER_THREADS", "1")
 
-import ray  # noqa: E402 - reads the environment
-import typer  # noqa: E402
-from ray import serve  # noqa: E402
-from ray.serve.config import HTTPOptions  # noqa: E402
+import ray
+import typer
+from ray import serve
+from ray.serve.config import HTTPOptions
 
-from deploy.ray.serve_app import Ingress, Taggers  # noqa: E402
+from deploy.ray.cluster import connect
+from deploy.ray.serve_app import Ingress, Taggers
 
 
 @contextmanager
 def serving(replicas: int, port: int, max_queued_requests: int = 256) -> Iterator[None]:
     """Serve on 127.0.0.1 with so many taggers, each on one core."""
-    # Ray's cores are promises: on a small machine the ingress and the taggers share what there is.
-    ray.init(
-        num_cpus=replicas + 1,
-        include_dashboard=False,
-        object_store_memory=OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    connect(None, replicas + 1)
     try:
         serve.start(http_options=HTTPOptions(host="127.0.0.1", port=port))
         tagger = Taggers.options(

@@ -15,19 +15,17 @@ from typing import Any, Final
 import numpy as np
 import torch
 from fastapi import FastAPI
-from numpy.typing import NDArray
 from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError
 from ray.serve.handle import DeploymentHandle
 
 from app.batcher import QueueFullError
-from app.main import create_app
+from app.main import create_app, load_tagger
 from app.settings import Settings
 from model.bundle import SHIPPED, load_bundle
+from model.segments import FloatArray
 from model.tagger import Tagger
-
-FloatArray = NDArray[np.float32]
 
 ATTEMPTS: Final = 5
 """How often a batch is given to a tagger before its clips fail: so many may die under it."""
@@ -49,8 +47,7 @@ class TaggerReplica:
     """The network's trunk in a process of its own, on the device that Ray gives it."""
 
     def __init__(self) -> None:
-        settings = Settings()
-        self._tagger = Tagger.load(settings.weights, settings.device, settings.engine, settings.threads)
+        self._tagger = load_tagger(Settings())
 
     def reconfigure(self, user_config: dict[str, Any]) -> None:
         """Take most segments of a forward pass, and how long the first one waits for company, in seconds.

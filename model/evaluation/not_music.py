@@ -13,7 +13,7 @@ from model.evaluation.robustness import store
 from model.frontend import SAMPLE_RATE_HZ
 from model.tagger import Tagger
 from model.training.augmentation import Generator, Samples, colour
-from model.training.corpus import SOURCES, Clip
+from model.training.corpus import Clip
 
 SYNTHETIC: Final = 30
 """Sounds made a kind."""
@@ -55,7 +55,7 @@ def not_music(clips: Sequence[Clip], seed: int = 0) -> list[tuple[str, Path | by
     """The clips, each under its first source, and behind them what is made here: (kind, file) each."""
     rng = np.random.default_rng(seed)
     made = [(kind, store(make(rng))) for kind, make in KINDS.items() for _ in range(SYNTHETIC)]
-    return [*((clip.source.split(SOURCES)[0], clip.path) for clip in clips), *made]
+    return [*((clip.sources[0], clip.path) for clip in clips), *made]
 
 
 def score_kinds(tagger: Tagger, sounds: Iterable[tuple[str, Path | bytes]]) -> dict[str, Floats]:

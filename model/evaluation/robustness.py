@@ -17,6 +17,7 @@ from model.evaluation.report import Progress, label_array, markdown_table
 from model.frontend import SAMPLE_RATE_HZ
 from model.tagger import Tagger
 from model.training.augmentation import (
+    FLAT_DB,
     Generator,
     Samples,
     add_under,
@@ -36,7 +37,6 @@ PINK: Final = 0.5
 EDGE: Final = 3 * SAMPLE_RATE_HZ
 """Samples of silence."""
 TELEPHONE_HZ: Final = (300.0, 3400.0)
-FLAT_DB: Final = (0.0,) * 9
 SMILE_DB: Final = (6.0, 8.0, 6.0, 2.0, -4.0, -6.0, -2.0, 4.0, 8.0)
 """Bass and treble up, the middle down."""
 

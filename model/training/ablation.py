@@ -8,19 +8,22 @@ import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress as Bar
+from rich.progress import TaskID
 
 from model.evaluation.metrics import TagMetrics, tag_metrics
+from model.evaluation.rivals import INDEPENDENT
 from model.network import NetworkConfig
 from model.tagger import choose_device
 from model.training.corpus import read_manifest
 from model.training.material import Material
-from model.training.train import TrainSettings, clip_logits, fit, mean_logits, prepare, usable
+from model.training.train import Progress, TrainSettings, clip_logits, fit, mean_logits, prepare, usable
 
 SCRATCH: Final[Mapping[str, Any]] = {
     "network": NetworkConfig(musical=False),
@@ -43,7 +46,6 @@ STEPS: Final[Sequence[tuple[str, Mapping[str, Any]]]] = (
     ("+ radial basis functions of frozen convolutions", {"centres": 512}),
     ("+ consistency", {"consistency": True}),
 )
-EVIDENCE: Final = ("metadata", "assumed")
 
 
 def ablate(base: TrainSettings) -> list[str]:
@@ -51,7 +53,7 @@ def ablate(base: TrainSettings) -> list[str]:
     material = prepare(base)
     changes: dict[str, Any] = dict(SCRATCH)
     lines = [f"| training | {' | '.join(base.tags)} | mean |", f"|---|{'---|' * (len(base.tags) + 1)}"]
-    with Progress(console=Console(stderr=True)) as bar:
+    with Bar(console=Console(stderr=True)) as bar:
         for number, (name, change) in enumerate(STEPS):
             changes |= change
             own = {key: value for key, value in changes.items() if key != "more"}
@@ -61,7 +63,7 @@ def ablate(base: TrainSettings) -> list[str]:
                 settings,
                 material,
                 more="more" in changes,
-                progress=lambda step, _, __, task=task: bar.update(task, completed=step),
+                progress=partial(_show, bar, task),
             )
             values = [item.roc_auc for item in metrics]
             mean = np.mean([value.value for value in values])
@@ -70,7 +72,11 @@ def ablate(base: TrainSettings) -> list[str]:
     return lines
 
 
-def _run(settings: TrainSettings, material: Material, *, more: bool, progress: Any) -> list[TagMetrics]:  # noqa: ANN401
+def _show(bar: Bar, task: TaskID, step: int, _: int, __: Mapping[str, float]) -> None:
+    bar.update(task, completed=step)
+
+
+def _run(settings: TrainSettings, material: Material, *, more: bool, progress: Progress) -> list[TagMetrics]:
     split = np.array([clip.split for clip in material.clips])
     corpus = {clip.id for clip in read_manifest(settings.manifests[0], settings.tags)}
     labelled = np.array([clip.id in corpus for clip in material.clips])
@@ -88,7 +94,7 @@ def _run(settings: TrainSettings, material: Material, *, more: bool, progress: A
     sources = [clip.source for clip in held_out.clips]
     metrics = []
     for column, tag in enumerate(settings.tags):
-        trusted = np.array([clip.evidence[column] in EVIDENCE for clip in held_out.clips])
+        trusted = np.array([clip.evidence[column] in INDEPENDENT for clip in held_out.clips])
         labels = np.where(trusted, held_out.labels[:, column], np.nan)
         metrics.append(tag_metrics(tag, labels, scores[:, column], sources, 0.5))
     return metrics

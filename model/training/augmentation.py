@@ -28,6 +28,8 @@ CODECS: Final = (
     ("adts", "aac", (32, 64, 96)),
 )
 """(container, encoder, bit rates in kbit/s for mono)."""
+FLAT_DB: Final = (0.0,) * 9
+"""An equaliser that changes nothing."""
 
 
 def amplify(samples: Samples, decibels: float) -> Samples:

@@ -3,12 +3,10 @@
 A clip is there several times: as it is, and distorted as uploads are (`augmentation.distort`), so that dear
 distortions such as a codec's round trip are paid for once and not in every run.
 
-`python -m model.training.cache --manifest CSV --cache DIR --teachers DIR --musicnn DIR` can be stopped and
-started again: what is there is kept, in shards of a hundred clips. A shard whose rows of the manifest have
-changed, or whose clips have, by size or time, is made anew.
+`build` can be stopped and started again: what is there is kept, in shards of a hundred clips. A shard whose
+rows of the manifest have changed, or whose clips have, by size or time, is made anew.
 """
 
-import argparse
 import hashlib
 import multiprocessing
 import os
@@ -34,7 +32,7 @@ from model.audio import AudioError, read_audio
 from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ, LogMel
 from model.training.augmentation import distort
 from model.training.corpus import Clip, read_manifest
-from model.training.teachers import Lesson, Teachers
+from model.training.teachers import SECONDS_PER_ROW, Lesson, Teachers
 
 SHARD = 100
 CLIP_S = 29
@@ -71,7 +69,7 @@ def _pad(array: NDArray[np.float16], rows: int) -> NDArray[np.float16]:
 
 
 def _stack(lessons: Sequence[Lesson]) -> dict[str, NDArray[np.float16]]:
-    rows = {"msd": 9, "mtt": 9, "mtt_features": 9, "audioset": 29}
+    rows = {name: int(CLIP_S / seconds) for name, seconds in SECONDS_PER_ROW.items()}
     stacked = {}
     for field in fields(Lesson):
         arrays = [getattr(lesson, field.name) for lesson in lessons]
@@ -254,22 +252,3 @@ def load(folder: Path) -> Cache:
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     with np.load(path) as archive:
         return {name: array for name, array in archive.items() if name not in OF_SHARD}
-
-
-def main() -> None:
-    """Run `build` from the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--manifest", type=Path, required=True)
-    parser.add_argument("--cache", type=Path, required=True, help="folder that runs share")
-    parser.add_argument("--tags", default="vocal,dance,soundtrack,pop")
-    parser.add_argument("--teachers", type=Path, help="folder of the public taggers; none: decode only")
-    parser.add_argument("--musicnn", type=Path, help="folder of the unpacked musicnn wheel")
-    a = parser.parse_args()
-    teachers = (a.teachers, a.musicnn) if a.teachers else None
-    build(a.manifest, folder_of(a.manifest, a.cache), a.tags.split(","), teachers)
-
-
-if __name__ == "__main__":
-    main()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from model.bundle import load_bundle
 from model.tagger import choose_device
-from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.material import read_soft_labels
 from model.training.teachers import word_lists
 from model.training.words import WORDS
@@ -177,7 +177,7 @@ def warn_of_init(settings: "TrainSettings", judges: Iterable[Clip], which: str) 
     if settings.init is None:
         return
     taught = {
-        part for row in load_bundle(settings.init)[0].training_data for part in row["source"].split(SOURCES)
+        part for row in load_bundle(settings.init)[0].training_data for part in row["source"].split(SEPARATOR)
     }
     if known := taught & _parts(judges):
         logger.warning(
@@ -193,7 +193,7 @@ def _files(clips: Iterable[Clip]) -> set[Path]:
 
 
 def _parts(clips: Iterable[Clip]) -> set[str]:
-    return {part for clip in clips for part in clip.source.split(SOURCES)}
+    return {part for clip in clips for part in clip.sources}
 
 
 def classes(clips: Iterable[Clip], column: int) -> set[bool]:

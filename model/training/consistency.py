@@ -18,6 +18,7 @@ from model.frontend import HOP, SAMPLE_RATE_HZ
 from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, Head, TaggerNetwork
 from model.tagger import window_means
 from model.training.augmentation import (
+    FLAT_DB,
     Generator,
     blend,
     draw_band,
@@ -26,9 +27,9 @@ from model.training.augmentation import (
     response_db,
 )
 from model.training.cache import VARIANTS
-from model.training.corpus import SOURCES
 from model.training.embedding import Embed, embedder
 from model.training.material import Material, Mel, cut_mel, fill_segment
+from model.training.radial import STILL
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,6 @@ MOST_CLIPS: Final = 3000
 """More are drawn from at random: the layers have some two thousand inputs, and a clip a dozen windows."""
 CLIPS_AT_ONCE: Final = 64
 """Whose windows are held, some 2,000, until their products are summed."""
-FLAT_DB: Final = (0.0,) * 9
 PARTS_S: Final = (1, 1, 3, 5)
 """Seconds of the parts of a clip that are heard alone, each somewhere."""
 COMES_AND_GOES: Final = ("vocal",)
@@ -49,12 +49,10 @@ NO_MUSIC: Final = ("noise", "speech", "sounds", "field")
 NO_MUSIC_COUNTS: Final = 3.0
 RIDGE: Final = 0.01
 """Share of the penalty, of inputs that vary by 1, in the sum of what all windows count."""
-STILL: Final = 1e-3
-"""Added to the deviation of each input, for those that do not vary."""
 
 
 @dataclass(frozen=True, slots=True)
-class Heard:
+class JudgedWindows:
     """Windows [B, E], what to say of them [B, K], NaN unknown, and what each counts."""
 
     windows: NDArray[np.float32]
@@ -74,14 +72,14 @@ def fit_consistency(network: TaggerNetwork, material: Material, seed: int) -> No
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(material.clips))[:MOST_CLIPS])
     embed = embedder(network, network.head.out.weight.device)
-    lesson = Lesson(network)
+    ridge = HeadRidge(network)
     for first in range(0, len(chosen), CLIPS_AT_ONCE):
         some = chosen[first : first + CLIPS_AT_ONCE]
-        lesson.add([part for index in some for part in hear(network, embed, material, int(index), rng)])
-    lesson.teach()
+        ridge.add([part for index in some for part in hear(network, embed, material, int(index), rng)])
+    ridge.teach()
 
 
-class Lesson:
+class HeadRidge:
     """What a network's linear layers are to add to what they say: a ridge regression for each tag.
 
     Of all windows only sums of products are kept: with those of 3,000 clips, training took over 20 GB.
@@ -93,7 +91,7 @@ class Lesson:
         """By which tags are known: weighted sums of products of [inputs F, what is missing K, 1]."""
 
     @torch.no_grad()
-    def add(self, heard: Sequence[Heard]) -> None:
+    def add(self, heard: Sequence[JudgedWindows]) -> None:
         """Windows, and what the network is to say of them."""
         network = self._network
         counts = np.concatenate([np.full(len(part.windows), part.count) for part in heard])
@@ -124,10 +122,10 @@ class Lesson:
 
 def hear(
     network: TaggerNetwork, embed: Embed, material: Material, index: int, rng: Generator
-) -> Iterator[Heard]:
+) -> Iterator[JudgedWindows]:
     """A clip as it is, as its distorted variants, a telephone and an equaliser have it, and in parts."""
     mel = material.mel(index)
-    source = material.clips[index].source.split(SOURCES)[0]
+    source = material.clips[index].sources[0]
     times = NO_MUSIC_COUNTS if source in NO_MUSIC else 1.0
     responses = ((FLAT_DB, draw_band(rng)), draw_response(rng))
     distorted = [material.mel(index, variant) for variant in range(1, VARIANTS)]
@@ -139,13 +137,13 @@ def hear(
     embeddings = np.split(embed(np.concatenate(segments)), np.cumsum([len(cut) for cut in segments])[:-1])
     windows, *others = (window_means(of_whole) for of_whole in embeddings[: len(wholes)])
     logits = network.classify(_beside(network, windows)).double().cpu().numpy()
-    yield Heard(windows, logits, CLEAN * times)
+    yield JudgedWindows(windows, logits, CLEAN * times)
     for other in others:
-        yield Heard(other, logits, times)
+        yield JudgedWindows(other, logits, times)
     for (_, start_s, seconds), embedding in zip(parts, embeddings[len(wholes) :], strict=True):
         asked = logits[_windows_around(start_s, seconds, len(logits))].mean(0, keepdims=True)
         asked[:, [tag in COMES_AND_GOES for tag in network.tags]] = np.nan
-        yield Heard(embedding, asked, times)
+        yield JudgedWindows(embedding, asked, times)
 
 
 def _parts_of(mel: Mel, rng: Generator) -> Iterator[tuple[Mel, float, int]]:

@@ -1,10 +1,10 @@
-"""The manifest: a CSV with a row a clip, its labels and where they come from.
+"""The manifest: a CSV with one row per clip, its labels and where they come from.
 
 Columns: `id`, `file` (relative to the manifest's folder), `source` (what must stay on one side of a split: a
 package, an album, an artist; a mix names several, with ` + ` between them), `split` (`train`, `val`, or
 another that only `evaluate` reads), `train_ok` (1 or nothing: may train weights that are given away; 0: may
-not), and a column a tag with 1, 0 or nothing (unknown). `TAG_evidence` columns are optional; other columns
-are ignored.
+not), and a column a tag: 1, 0, a number between for how likely it is, or nothing (unknown). `TAG_evidence`
+columns are optional; other columns are ignored.
 """
 
 import csv
@@ -15,7 +15,7 @@ from pathlib import Path
 REQUIRED = ("id", "file")
 DEFAULTS = {"source": "", "split": "train", "train_ok": "1"}
 COLUMNS = (*REQUIRED, *DEFAULTS)
-SOURCES = " + "
+SEPARATOR = " + "
 """Between the sources of a mix."""
 
 
@@ -35,6 +35,11 @@ class Clip:
     labels: tuple[float | None, ...]
     evidence: tuple[str, ...]
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Of all that is in it: one, but for a mix."""
+        return tuple(self.source.split(SEPARATOR))
+
 
 def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
     """Read every row of a manifest.
@@ -44,9 +49,8 @@ def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
             than 1, 0, a soft label between them, or nothing, or a `train_ok` other than 1, 0 or nothing.
     """
     try:
-        with path.open(
-            newline="", encoding="utf-8-sig"
-        ) as handle:  # with the mark that Excel writes, or without
+        # With the mark that Excel writes, or without.
+        with path.open(newline="", encoding="utf-8-sig") as handle:
             reader = csv.DictReader(handle)
             lines = reader.reader  # whose line_num also counts empty lines, and one that is no CSV
             _check_columns(path, reader.fieldnames or (), tags)
@@ -60,7 +64,7 @@ def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
     except csv.Error as error:
         raise ManifestError(f"{path}:{lines.line_num}: is no CSV ({error}); save it anew") from error
     if not rows:
-        raise ManifestError(f"{path}: no rows below the header; add a row a clip")
+        raise ManifestError(f"{path}: no rows below the header; add one row per clip")
     _check_ids(path, rows)
     return [clip for _, clip in rows]
 
@@ -125,5 +129,7 @@ def _label(path: Path, line: int, tag: str, text: str | None) -> float | None:
     except ValueError:
         label = -1.0
     if not 0.0 <= label <= 1.0:
-        raise ManifestError(f"{path}:{line}: {tag} is {text!r}; write 1, 0, or leave it empty for unknown")
+        raise ManifestError(
+            f"{path}:{line}: {tag} is {text!r}; write 1, 0, a number between, or leave it empty for unknown"
+        )
     return label

@@ -34,7 +34,7 @@ from model.training.checks import (
     warn_of_init,
     warn_of_one_class,
 )
-from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.material import Material
 from model.training.train import Progress, TrainSettings, clip_logits, fit, prepare, usable
 
@@ -117,8 +117,8 @@ def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
 
 def shares_source(clips: Sequence[Clip], sources: set[str]) -> NDArray[np.bool_]:
     """[N]: whether a clip has a source among these, or a part of one: a mix has those of all in it."""
-    parts = {part for source in sources for part in source.split(SOURCES)}
-    return np.array([not parts.isdisjoint(clip.source.split(SOURCES)) for clip in clips], np.bool_)
+    parts = {part for source in sources for part in source.split(SEPARATOR)}
+    return np.array([not parts.isdisjoint(clip.sources) for clip in clips], np.bool_)
 
 
 def _fold(

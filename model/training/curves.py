@@ -3,10 +3,7 @@
 import csv
 from pathlib import Path
 
-import matplotlib as mpl
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 
 def plot_curves(log: Path, picture: Path) -> None:
@@ -14,7 +11,8 @@ def plot_curves(log: Path, picture: Path) -> None:
     with log.open(newline="", encoding="utf-8") as handle:
         rows = list(csv.DictReader(handle))
     steps = [int(row["step"]) for row in rows]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name in ("loss", "distillation"):
         left.plot(steps, [float(row[name]) for row in rows], marker=".", label=name)
     for name in (column for column in rows[0] if column.startswith("auc_")):
@@ -25,4 +23,3 @@ def plot_curves(log: Path, picture: Path) -> None:
         axes.legend()
         axes.grid(alpha=0.3)
     figure.savefig(picture, dpi=100)
-    plt.close(figure)

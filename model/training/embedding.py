@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import torch
 
-from model.engine import FloatArray, choose_engine
+from model.engine import choose_engine
 from model.frontend import level
 from model.network import TaggerNetwork
+from model.segments import FloatArray
 from model.training.material import Mel
 
 Embed = Callable[[Mel], FloatArray]

@@ -31,6 +31,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ from model.frontend import SAMPLE_RATE_HZ
 from model.tags import TAGS
 from model.training import singing
 from model.training.augmentation import change_speed, colour
-from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.corpus import SEPARATOR, Clip, read_manifest
 
 Samples = NDArray[np.float32]
 
@@ -144,7 +145,7 @@ def unzip_audio(archive: Path) -> None:
         content.extractall(archive.with_suffix(".unpacked"), names)
 
 
-def fit(samples: Samples, start: int = 0) -> Samples:
+def as_piece(samples: Samples, start: int = 0) -> Samples:
     """[T] -> [PIECE]: a part from `start`, repeated where the clip is shorter."""
     part = samples[start : start + PIECE]
     return np.resize(part, PIECE) if len(part) < PIECE else part
@@ -168,7 +169,7 @@ def debian_pieces(package: str, work: Path, per_package: int, rng: random.Random
                 f"debian-{package}-{name}-{track.stat().st_size}-{index}",
                 f"{DEBIAN}{package}",
                 track.name,
-                fit(samples, start),
+                as_piece(samples, start),
                 {},
             )
 
@@ -181,15 +182,15 @@ def field_pieces(package: str, folder: Path, most: int, rng: random.Random) -> I
     tracks = ((f"{f.stem}-{f.stat().st_size}", read_track(f, min_s=1.0)) for f in chosen)
     heard = {name: samples for name, samples in tracks if len(samples)}
     short = {name: samples for name, samples in heard.items() if len(samples) < SHORT_S * SAMPLE_RATE_HZ}
-    pieces = {name: fit(samples) for name, samples in heard.items() if name not in short}
+    pieces = {name: as_piece(samples) for name, samples in heard.items() if name not in short}
     names = rng.sample(list(short), len(short))
     while names:
         title, joined = names[-1], np.zeros(0, np.float32)
         while names and len(joined) < PIECE:
             joined = np.concatenate([joined, short[names.pop()]])
         if len(joined) >= SHORT_S * SAMPLE_RATE_HZ:
-            pieces[title] = fit(joined)
-    source = SOURCES.join(("field", f"{DEBIAN}{package}"))
+            pieces[title] = as_piece(joined)
+    source = SEPARATOR.join(("field", f"{DEBIAN}{package}"))
     for title in rng.sample(list(pieces), min(most, len(pieces))):
         yield Piece(f"field-{package}-{title}", source, title, pieces[title], dict.fromkeys(TAGS, 0))
 
@@ -278,7 +279,7 @@ def midi_piece(index: int, style: tuple[Path, str], rng: random.Random) -> Piece
         except (AudioError, OSError, subprocess.SubprocessError):
             return None
     title = f"{path.stem}:{groove} with {Path(soundfont).stem}"
-    return Piece(f"midi-{index}", "mma", title, fit(samples), {"vocal": 0})
+    return Piece(f"midi-{index}", "mma", title, as_piece(samples), {"vocal": 0})
 
 
 def mix_piece(index: int, voice: Clip, bed: Piece, rng: random.Random) -> Piece:
@@ -287,9 +288,9 @@ def mix_piece(index: int, voice: Clip, bed: Piece, rng: random.Random) -> Piece:
     Its pitch is moved by up to three semitones, as there are few singers among the clips.
     """
     sung, _ = read_audio(voice.path)
-    sung = fit(change_speed(sung, 2 ** rng.uniform(-0.25, 0.25)))
+    sung = as_piece(change_speed(sung, 2 ** rng.uniform(-0.25, 0.25)))
     mixed = lay_over(bed.samples, sung, rng.uniform(0.0, 8.0))
-    source = SOURCES.join((voice.source, bed.source))
+    source = SEPARATOR.join((voice.source, bed.source))
     return Piece(f"mix-{index}", source, f"{voice.id} over {bed.title}", mixed, {"vocal": 1})
 
 
@@ -308,14 +309,14 @@ def sung_piece(index: int, speakers: list[list[Path]], beds: Sequence[Piece], rn
     kind = rng.choices(["choir", "solo", "hook"], [5, 3, 2])[0]
     singers = [singer(rng.choice(speakers), rng) for _ in range(SINGERS_PER_CHOIR if kind == "choir" else 1)]
     if kind == "choir":
-        sung = fit(singing.choir(singers, PIECE_S, voices))
+        sung = as_piece(singing.choir(singers, PIECE_S, voices))
     else:
-        sung = fit((singing.solo if kind == "solo" else singing.hook)(singers[0], PIECE_S, voices))
+        sung = as_piece((singing.solo if kind == "solo" else singing.hook)(singers[0], PIECE_S, voices))
     if not beds or rng.random() < SUNG_ALONE:
         return Piece(f"sung-{index}", "sung", kind, sung, {"vocal": 1})
     bed = rng.choice(beds)
     mixed = lay_over(bed.samples, sung, rng.uniform(-3.0, 9.0))
-    source = SOURCES.join(("sung", bed.source))
+    source = SEPARATOR.join(("sung", bed.source))
     return Piece(f"sung-{index}", source, f"{kind} over {bed.title}", mixed, {"vocal": 1})
 
 
@@ -335,14 +336,6 @@ def read_prompt(path: Path) -> Samples:
     return np.concatenate(frames or [np.zeros(0, np.int16)]).astype(np.float32) / np.float32(32768)
 
 
-def read_sound(path: Path) -> Samples:
-    """A short sound as [T]; [0] where it cannot be read."""
-    try:
-        return read_audio(path, min_s=0.3)[0]
-    except AudioError:
-        return np.zeros(0, np.float32)
-
-
 def speech_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
     """Telephone prompts spoken one after the other, with pauses."""
     spoken = one_by_one(files, read_prompt, rng)
@@ -351,7 +344,7 @@ def speech_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
 
 def sounds_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
     """Short game sounds, one after the other."""
-    sounds = one_by_one(files, read_sound, rng)
+    sounds = one_by_one(files, partial(read_track, min_s=0.3), rng)
     return Piece(f"sounds-{index}", "sounds", "game sounds", sounds, dict.fromkeys(TAGS, 0))
 
 
@@ -362,7 +355,7 @@ def one_by_one(files: list[Path], read: Callable[[Path], Samples], rng: random.R
         samples = read(rng.choice(files))
         if len(samples):
             parts += [samples, np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE_HZ), np.float32)]
-    return fit(np.concatenate(parts))
+    return as_piece(np.concatenate(parts))
 
 
 def noise_piece(index: int, rng: random.Random) -> Piece:

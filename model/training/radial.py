@@ -17,13 +17,12 @@ from torch import Tensor
 
 from model.network import SEGMENT_S, SEGMENTS_PER_WINDOW, RadialBasis, TaggerNetwork
 from model.tagger import window_means
-from model.training.corpus import SOURCES
 from model.training.embedding import embedder
 from model.training.losses import mix_targets
 from model.training.material import Material, cut_mel
 from model.training.words import TRUST, opinion_scale
 
-VARIANTS: Final = (0, 1)
+HEARD_VARIANTS: Final = (0, 1)
 """Each clip is heard as it is and once distorted (see `cache`)."""
 RIDGE: Final = 1e-4
 """A clip's share of the penalty, as `sklearn.linear_model.Ridge` counts it."""
@@ -31,11 +30,14 @@ LINE: Final = 0.15
 """The straight line is fitted to an input so much smaller, so that it leaves the most to the Gaussians."""
 LABEL: Final = 1.0
 """A label counts as words that are so many standard deviations from their mean."""
-NO_MUSIC: Final = (("noise", "field"), 2.0)
-"""Sources (see `gather`), and what their labels count as instead: nothing else pulls these sounds down."""
-SPEECH: Final = ("speech", "vocal")
-"""A source, and a tag that it leaves open here, as speech is near song: the rest of the network tells them
-apart. Else the vocal ROC-AUC was 0.01 lower on human clips of sources left out."""
+NO_MUSIC_SOURCES: Final = ("noise", "field")
+"""See `gather`."""
+NO_MUSIC_LABEL: Final = 2.0
+"""What a label of these counts as instead: nothing else pulls these sounds down."""
+SPEECH_SOURCE: Final = "speech"
+SPEECH_LEAVES_OPEN: Final = "vocal"
+"""A tag of which speech says nothing here, as it is near song: the rest of the network tells them apart. Else
+the vocal ROC-AUC was 0.01 lower on human clips of sources left out."""
 STILL: Final = 1e-3
 """Added to the deviation of each dimension of the embedding, for those that do not vary."""
 CENTRES_OF: Final = 2
@@ -57,8 +59,8 @@ def fit_radial(network: TaggerNetwork, material: Material, seed: int) -> None:
     heard = frozen_windows(network, material, device)
     said = [targets_of_windows(material, index, len(windows), trust) for index, windows in heard]
     for (index, _), targets in zip(heard, said, strict=True):
-        if material.clips[index].source == SPEECH[0]:
-            targets[:, [tag == SPEECH[1] for tag in network.tags]] = np.nan
+        if material.clips[index].source == SPEECH_SOURCE:
+            targets[:, [tag == SPEECH_LEAVES_OPEN for tag in network.tags]] = np.nan
     x = torch.from_numpy(np.concatenate([windows for _, windows in heard]))
     _place(radial.cpu(), x, seed)
     features = radial.features(x).double().numpy()
@@ -91,9 +93,9 @@ def frozen_windows(
     embed = embedder(network, device)
     heard = []
     for index in range(len(material.clips)):
-        mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in VARIANTS])
+        mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in HEARD_VARIANTS])
         segments = embed(mels)[:, : network.head.frozen_size]
-        heard += [(index, window_means(part)) for part in np.split(segments, len(VARIANTS))]
+        heard += [(index, window_means(part)) for part in np.split(segments, len(HEARD_VARIANTS))]
     return heard
 
 
@@ -107,16 +109,15 @@ def targets_of_windows(
     length = int(SEGMENTS_PER_WINDOW * SEGMENT_S)
     by_second = material.words[index].astype(np.float64)
     starts = [min(int(number * SEGMENT_S), len(by_second) - length) for number in range(windows)]
-    words = np.stack([_mean_of_known(by_second[start : start + length]) for start in starts])
-    sources, counts_as = NO_MUSIC
-    first = material.clips[index].source.split(SOURCES)[0]
-    strength = counts_as if first in sources else LABEL
+    words = np.stack([_mean_of_known_rows(by_second[start : start + length]) for start in starts])
+    is_no_music = material.clips[index].sources[0] in NO_MUSIC_SOURCES
+    strength = NO_MUSIC_LABEL if is_no_music else LABEL
     labels = np.tile(strength * (2 * material.labels[index].astype(np.float64) - 1), (windows, 1))
     mixed: NDArray[np.float64] = mix_targets(*map(torch.from_numpy, (labels, words, trust))).numpy()
     return mixed
 
 
-def _mean_of_known(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_of_known_rows(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     known = ~np.isnan(rows)
     total = np.where(known, rows, 0.0).sum(0) / np.maximum(known.sum(0), 1)
     return np.where(known.any(0), total, np.nan)

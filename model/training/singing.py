@@ -2,7 +2,8 @@
 
 The vocoder WORLD (Morise et al. 2016) takes speech apart into pitch, spectral envelope and aperiodicity. Put
 together again on the notes of a melody, with held vowels, glides and vibrato, it is song (Saitou et al. 2007,
-`Speech-To-Singing Synthesis`). Many such voices in a room are a choir. Needs PyPI's `pyworld`.
+`Speech-To-Singing Synthesis`). Many such voices in a room are a choir. Needs PyPI's `pyworld-prebuilt`,
+which is imported as `pyworld`.
 """
 
 from collections.abc import Iterator, Sequence

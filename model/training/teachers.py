@@ -28,6 +28,8 @@ FEATURES = 200
 MUSICNN_FRAMES = 187
 """Frames of musicnn's window, 3 s."""
 YAMNET_WINDOW_S = 0.975
+SECONDS_PER_ROW: Final = {"msd": 3.0, "mtt": 3.0, "mtt_features": 3.0, "audioset": YAMNET_WINDOW_S}
+"""Of teachers that score windows; the others score a clip as a whole."""
 
 
 def load_teach(teachers: Path) -> Any:  # noqa: ANN401 - a module that only exists at run time

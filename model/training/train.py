@@ -43,7 +43,7 @@ from model.training.checks import (
     warn_of_clips,
 )
 from model.training.consistency import fit_consistency
-from model.training.corpus import SOURCES, read_manifest
+from model.training.corpus import read_manifest
 from model.training.curves import plot_curves
 from model.training.embedding import embedder
 from model.training.losses import masked_bce, masked_mse, mix_targets
@@ -355,7 +355,7 @@ def balance(material: Material) -> NDArray[np.float64]:
     A mix counts to the source of its voice: else hundreds of mixes would each be a source of their own. Sung
     and spoken pieces (see `gather`) are more often drawn than one source each would be: see `OFTEN`.
     """
-    sources = [clip.source.split(SOURCES)[0] for clip in material.clips]
+    sources = [clip.sources[0] for clip in material.clips]
     sizes = Counter(sources)
     weights = np.array([OFTEN.get(source, 1.0) * sizes[source] ** -0.3 for source in sources])
     positives = np.nansum(material.labels == 1.0, 0)
@@ -419,7 +419,7 @@ def descend(
             continue
         averaged = cast("TaggerNetwork", average.module.eval())
         aucs = clip_aucs(averaged, held_out, device)
-        mean = _mean_of_known(aucs)
+        mean = _mean_auc(aucs)
         row = [
             step + 1,
             round(time.monotonic() - began),
@@ -468,7 +468,7 @@ def _as_it_is(batch: Any) -> Any:  # noqa: ANN401 - as DataLoader wants it
     return batch
 
 
-def _mean_of_known(aucs: Sequence[float]) -> float:
+def _mean_auc(aucs: Sequence[float]) -> float:
     """Of the tags that are told apart at all: a fold may lack one's yes or no."""
     known = [auc for auc in aucs if not math.isnan(auc)]
     return float(np.mean(known)) if known else 0.0

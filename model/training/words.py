@@ -12,11 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from model.training.cache import CLIP_S
+from model.training.teachers import SECONDS_PER_ROW
 
 Lessons = Mapping[str, NDArray[np.float16]]
-
-SECONDS_PER_ROW: Final = {"msd": 3.0, "mtt": 3.0, "mtt_features": 3.0, "audioset": 0.975}
-"""Of teachers that score windows; the others score a clip as a whole."""
 
 SINGING: Final = (
     "Singing", "Choir", "Yodeling", "Chant", "Mantra", "Child singing", "Synthetic singing", "Rapping",

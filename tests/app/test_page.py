@@ -447,11 +447,11 @@ def test_several_files_make_a_table_that_sorts_and_filters(server: Process, tab:
     page.get_by_role("button", name="soundtrack").click()
     assert names(page) == [*rising, "notes.txt"]
     page.get_by_label("Filter").fill("O")
-    page.get_by_label("Carries").select_option("vocal")
+    page.get_by_label("Tag", exact=True).select_option("vocal")
     assert names(page) == vocal
     expect(page.locator("#shown")).to_have_text(f"{len(vocal)} of 4 clips shown")
     page.get_by_label("Filter").fill("")
-    page.get_by_label("Carries").select_option("")
+    page.get_by_label("Tag", exact=True).select_option("")
     page.locator("#rows").get_by_role("button", name="club.opus").click()
     expect(page.locator("#clip-name")).to_have_text("club.opus")
     tab.screenshot("page-table")
@@ -783,7 +783,7 @@ def test_an_error_that_nobody_thought_of_can_be_tried_again(tab: Tab) -> None:
         }"""
     )
     page.locator("#files").set_input_files(SONG)
-    expect(page.locator("#problem-title")).to_have_text("The page met an error")
+    expect(page.locator("#problem-title")).to_have_text("Something went wrong on this page")
 
     page.get_by_role("button", name="Try again").click()
 

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from model.network import SEGMENT_S, TaggerNetwork
 from model.training.consistency import (
-    Heard,
-    Lesson,
+    HeadRidge,
+    JudgedWindows,
     _windows_around,
     fit_consistency,
     hear,
@@ -101,13 +101,15 @@ def test_a_window_teaches_only_the_tags_that_are_known_of_it() -> None:
     networks = [with_opinions_of_seed(3) for _ in range(2)]
     size = networks[0].embedding_size
     rng = np.random.default_rng(0)
-    known = Heard(rng.normal(0, 1, (40, size)).astype(np.float32), rng.normal(0, 1, (40, 2)), 1.0)
-    half_known = Heard(rng.normal(0, 1, (40, size)).astype(np.float32), np.array([[np.nan, 5.0]] * 40), 1.0)
+    known = JudgedWindows(rng.normal(0, 1, (40, size)).astype(np.float32), rng.normal(0, 1, (40, 2)), 1.0)
+    half_known = JudgedWindows(
+        rng.normal(0, 1, (40, size)).astype(np.float32), np.array([[np.nan, 5.0]] * 40), 1.0
+    )
 
     for network, heard in zip(networks, ([known], [known, half_known]), strict=True):
-        lesson = Lesson(network)
-        lesson.add(heard)
-        lesson.teach()
+        ridge = HeadRidge(network)
+        ridge.add(heard)
+        ridge.teach()
 
     without, with_half = (network.head.straight.weight.detach() for network in networks)
     torch.testing.assert_close(with_half[0], without[0])

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from model.audio import read_audio
 from model.tags import TAGS
-from model.training.corpus import SOURCES, Clip, read_manifest
+from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.gather import (
     PIECE,
     Piece,
     Writer,
+    as_piece,
     field_pieces,
-    fit,
     gather,
     mix_piece,
     noise_piece,
@@ -49,7 +49,7 @@ def test_pieces_lie_within_their_track_and_do_not_overlap(length: int, most: int
 def test_a_piece_is_as_long_as_all_others(seconds: float) -> None:
     samples = np.arange(int(seconds * 16_000), dtype=np.float32)
 
-    piece = fit(samples)
+    piece = as_piece(samples)
 
     assert len(piece) == PIECE
     np.testing.assert_array_equal(piece[:1000], samples[:1000])
@@ -64,11 +64,11 @@ def test_what_cannot_be_read_or_is_short_gives_no_samples(tmp_path: Path) -> Non
 
 def test_a_mix_is_vocal_and_names_the_sources_of_both() -> None:
     voice = Clip("v", CLIPS / "sung_pop.opus", "train", True, "singer", (1.0,), ("",))
-    bed = Piece("b", "band", "a tune", fit(read_track(CLIPS / "club_track.opus")), {})
+    bed = Piece("b", "band", "a tune", as_piece(read_track(CLIPS / "club_track.opus")), {})
 
     mix = mix_piece(3, voice, bed, random.Random(0))
 
-    assert mix.source.split(SOURCES) == ["singer", "band"]
+    assert mix.source.split(SEPARATOR) == ["singer", "band"]
     assert mix.labels == {"vocal": 1}
     assert np.abs(mix.samples).max() == pytest.approx(0.9, abs=0.01)
     assert 0.2 < abs(np.corrcoef(mix.samples, bed.samples)[0, 1]) < 0.9
@@ -99,12 +99,12 @@ def test_prompts_are_read_at_their_rate(prompts: list[Path], tmp_path: Path) -> 
 
 
 def test_sung_pieces_are_vocal_and_name_what_is_played_under_them(prompts: list[Path]) -> None:
-    bed = Piece("b", "band", "a tune", fit(read_track(CLIPS / "club_track.opus")), {"vocal": 0})
+    bed = Piece("b", "band", "a tune", as_piece(read_track(CLIPS / "club_track.opus")), {"vocal": 0})
 
     pieces = [sung_piece(index, [prompts], [bed], random.Random(index)) for index in (0, 3)]
 
     assert all(piece.labels == {"vocal": 1} and len(piece.samples) == PIECE for piece in pieces)
-    assert {piece.source for piece in pieces} == {"sung", SOURCES.join(("sung", "band"))}
+    assert {piece.source for piece in pieces} == {"sung", SEPARATOR.join(("sung", "band"))}
     for piece in pieces:
         assert np.abs(piece.samples).max() == pytest.approx(0.9 if "band" in piece.source else 0.8, abs=0.01)
 
@@ -127,7 +127,7 @@ def test_long_field_recordings_are_pieces_and_short_ones_are_joined(tmp_path: Pa
 
     assert len(pieces) == 2
     assert all(len(piece.samples) == PIECE for piece in pieces)
-    assert all(piece.source == SOURCES.join(("field", "Debian package krank")) for piece in pieces)
+    assert all(piece.source == SEPARATOR.join(("field", "Debian package krank")) for piece in pieces)
     assert all(piece.labels == dict.fromkeys(TAGS, 0) for piece in pieces)
     assert sum("water-long" in piece.id for piece in pieces) == 1
 

@@ -9,7 +9,7 @@ import pytest
 from model.audio import read_audio
 from model.evaluation.not_music import KINDS, SYNTHETIC, not_music, not_music_section, score_kinds
 from model.tagger import Tagger
-from model.training.corpus import SOURCES, Clip
+from model.training.corpus import SEPARATOR, Clip
 
 
 def speech(path: Path) -> Clip:
@@ -17,7 +17,7 @@ def speech(path: Path) -> Clip:
 
 
 def test_clips_stand_under_their_first_source_and_what_is_made_here_behind(clips: dict[str, Path]) -> None:
-    sounds = not_music([replace(speech(clips["speech"]), source=SOURCES.join(("speech", "prompts")))])
+    sounds = not_music([replace(speech(clips["speech"]), source=SEPARATOR.join(("speech", "prompts")))])
 
     assert sounds[0] == ("speech", clips["speech"])
     assert [kind for kind, _ in sounds[1:]] == [kind for kind in KINDS for _ in range(SYNTHETIC)]

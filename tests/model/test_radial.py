@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.network import NetworkConfig, RadialBasis, TaggerNetwork
 from model.training.cache import CLIP_FRAMES, CLIP_S, variants
-from model.training.corpus import SOURCES, Clip
+from model.training.corpus import SEPARATOR, Clip
 from model.training.material import Material
 from model.training.radial import LABEL, fit_radial, frozen_windows, targets_of_windows
 from model.training.words import OPINION
@@ -121,7 +121,7 @@ def test_the_fit_tells_clips_apart_that_it_never_met(centres: int) -> None:
         assert (beats > drones) == bool(labels[index, 0])
 
 
-@pytest.mark.parametrize("no_music", ["noise", SOURCES.join(("field", "Debian package krank"))])
+@pytest.mark.parametrize("no_music", ["noise", SEPARATOR.join(("field", "Debian package krank"))])
 def test_what_is_no_music_counts_more_than_other_labels(no_music: str) -> None:
     material = material_of(np.zeros((2, 1), np.float32), np.full((2, CLIP_S, 1), UNKNOWN, np.float16))
     material.clips[0] = replace(material.clips[0], source=no_music)

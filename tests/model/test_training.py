@@ -40,7 +40,7 @@ from model.training.checks import (
     warn_of_one_class,
     warn_of_shared_sources,
 )
-from model.training.corpus import SOURCES, Clip, ManifestError
+from model.training.corpus import SEPARATOR, Clip, ManifestError
 from model.training.cross_validation import cross_validate, deal, shares_source
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix, sounding_mel
@@ -919,7 +919,7 @@ def test_rare_positives_and_small_sources_are_drawn_more_often() -> None:
 
 
 @pytest.mark.parametrize(
-    ("source", "times"), [("sung", 4.0), (SOURCES.join(("sung", "band")), 4.0), ("speech", 2.0)]
+    ("source", "times"), [("sung", 4.0), (SEPARATOR.join(("sung", "band")), 4.0), ("speech", 2.0)]
 )
 def test_song_and_speech_that_were_made_for_it_are_drawn_more_often(source: str, times: float) -> None:
     material = a_material(np.zeros((4, 1), np.float32), "abcd")
