@@ -1,4 +1,7 @@
-"""Real sound for all tests: the clips that lie beside them (`clips/CREDITS.md` says where they come from)."""
+"""Real sound for all tests: the clips that lie beside them (`clips/CREDITS.md` says where they come from).
+
+And the real tagger, loaded once.
+"""
 
 import os
 import signal
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from model.tagger import Tagger
 from tests.encoding import decode
 
 # Whoever starts the tests in the background may have them ignore Ctrl-C, and so would what they start.
@@ -32,3 +36,9 @@ def clips() -> dict[str, Path]:
 def song(clips: dict[str, Path]) -> NDArray[np.float32]:
     """The sung pop song as it is: [2, samples] at 48 kHz, in [-1, 1]."""
     return decode(clips["sung_pop"])
+
+
+@pytest.fixture(scope="session")
+def tagger() -> Tagger:
+    """The shipped one, with the engine that a user gets on a CPU."""
+    return Tagger.load(device="cpu")

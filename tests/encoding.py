@@ -3,6 +3,7 @@
 An encoding is a container, a codec and what each needs; `ENCODINGS` names those that are promised.
 """
 
+import io
 import tempfile
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -121,3 +122,19 @@ def encode(
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
         return path.read_bytes()
+
+
+class Pipe(io.RawIOBase):
+    """Bytes that can be read only once, from front to end and at most so many at a time, as from a stream."""
+
+    def __init__(self, data: bytes, most: int = 1000) -> None:
+        self._data = io.BytesIO(data)
+        self._most = most
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        """None at the end."""
+        return self._data.read(min(size, self._most))

@@ -8,7 +8,6 @@ inputs are kept in `artifacts/fuzz`. Exit code 1 if there was one.
 """
 
 import ctypes
-import io
 import multiprocessing
 import random
 import resource
@@ -28,7 +27,7 @@ import numpy as np
 import typer
 
 from model.audio import AudioError, AudioReader
-from tests.encoding import ALL_ENCODINGS, decode, encode
+from tests.encoding import ALL_ENCODINGS, Pipe, decode, encode
 
 MOST_CPU_S: Final = 2.0
 MOST_WALL_S: Final = 60.0  # a child that neither works nor answers; far from what a busy machine does to it
@@ -40,23 +39,10 @@ KEPT: Final = Path("artifacts/fuzz")
 AudioRead = Callable[[bytes, random.Random], None]
 
 
-class Pipe(io.RawIOBase):
-    """Bytes that can be read only once, from front to end, as from a stream."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = io.BytesIO(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._data.read(size)
-
-
 def read(data: bytes, rng: random.Random) -> None:
     """Read a clip to its end as the service does: mostly whole, else a part of it, or live from a stream."""
     way = rng.choice(["whole"] * 4 + ["part", "part behind a seek", "live"])
-    source = cast(BinaryIO, Pipe(data)) if way == "live" else data
+    source = cast(BinaryIO, Pipe(data, len(data))) if way == "live" else data
     start_s = {"part": 0.5, "part behind a seek": 11.0}.get(way, 0.0)
     duration_s = 0.7 if way == "part" else None
     with AudioReader(source, start_s=start_s, duration_s=duration_s, live=way == "live") as reader:

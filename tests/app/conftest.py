@@ -1,10 +1,12 @@
-"""Fixtures of the service's tests: the real tagger, loaded once, and applications around it."""
+"""Fixtures of the service's tests: applications around the real tagger, and a browser."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from playwright.sync_api import Browser
 
 from model.tagger import Tagger
+from tests.app.browser import chromium
 from tests.app.service import Service, serving
 
 
@@ -13,9 +15,10 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(scope="session")
-def tagger() -> Tagger:
-    return Tagger.load(device="cpu")
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -22,7 +23,9 @@ import numpy as np
 from fastapi import FastAPI
 from numpy.typing import NDArray
 from starlette.types import Message
+from typer.testing import CliRunner, Result
 
+from app.cli import cli
 from app.main import create_app
 from app.settings import Settings
 from app.state import State
@@ -50,6 +53,16 @@ def wav(samples: NDArray[np.float64]) -> bytes:
         file.setframerate(RATE)
         file.writeframes((np.clip(samples, -1, 1) * 32767).astype("<i2").tobytes())
     return buffer.getvalue()
+
+
+def run(*arguments: str | Path) -> Result:
+    """The command line in this process, on a wide terminal without colours."""
+    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli, [str(item) for item in arguments])
+
+
+def run_tag(*arguments: str | Path) -> Result:
+    """`music-tagger tag` on the CPU."""
+    return run("tag", "--device", "cpu", *arguments)
 
 
 def scores(response: httpx.Response) -> dict[str, float]:

@@ -13,25 +13,16 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
 from app import __version__
-from app.cli import cli
 from app.settings import Settings
 from model.tags import TAGS
 from model.training.corpus import read_manifest
 from model.training.train import TrainSettings
-from tests.app.service import PATIENCE_S, free_port, tune
+from tests.app.service import PATIENCE_S, free_port, run, run_tag, tune
 
 CLIP = Path(__file__).parents[1] / "clips" / "sung_pop.opus"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli, [str(item) for item in arguments])
-
-
-def tag(*arguments: str | Path) -> Result:
-    return run("tag", "--device", "cpu", *arguments)
 
 
 def lines(result: Result) -> list[dict[str, object]]:
@@ -85,7 +76,7 @@ def test_defaults_that_the_help_tells_are_those_of_the_settings() -> None:
 
 
 def test_jsonl_is_an_object_a_file() -> None:
-    result = tag(CLIP, "--format", "jsonl")
+    result = run_tag(CLIP, "--format", "jsonl")
 
     assert result.exit_code == 0
     [found] = lines(result)
@@ -99,14 +90,14 @@ def test_jsonl_is_an_object_a_file() -> None:
 
 
 def test_a_folder_is_walked_in_order_without_what_is_hidden(folder: Path) -> None:
-    result = tag(folder, "--format", "jsonl")
+    result = run_tag(folder, "--format", "jsonl")
 
     names = [Path(str(found["path"])).relative_to(folder).as_posix() for found in lines(result)]
     assert names == ["a.wav", "b.mp3", "later/c.wav"]
 
 
 def test_a_bad_file_is_told_and_does_not_stop_the_rest(folder: Path) -> None:
-    result = tag(folder, folder / "nowhere.wav", "--format", "jsonl")
+    result = run_tag(folder, folder / "nowhere.wav", "--format", "jsonl")
 
     assert result.exit_code == 1
     found = lines(result)
@@ -120,21 +111,21 @@ def test_a_bad_file_is_told_and_does_not_stop_the_rest(folder: Path) -> None:
 
 @pytest.mark.parametrize("form", ["table", "json", "jsonl", "csv"])
 def test_exit_code_is_1_in_every_format_if_every_file_fails(folder: Path, form: str) -> None:
-    result = tag(folder / "b.mp3", "--format", form)
+    result = run_tag(folder / "b.mp3", "--format", form)
 
     assert result.exit_code == 1
     assert "b.mp3" in result.stderr
 
 
 def test_an_empty_folder_is_a_failure_that_says_so(tmp_path: Path) -> None:
-    result = tag(tmp_path)
+    result = run_tag(tmp_path)
 
     assert result.exit_code == 1
     assert "holds no file" in result.stderr
 
 
 def test_json_is_one_array(folder: Path) -> None:
-    found = json.loads(tag(folder, "--format", "json").stdout)
+    found = json.loads(run_tag(folder, "--format", "json").stdout)
 
     assert [len(found), [set(item) for item in found if "error" in item]] == [
         3,
@@ -143,7 +134,7 @@ def test_json_is_one_array(folder: Path) -> None:
 
 
 def test_csv_has_a_row_a_file(folder: Path) -> None:
-    rows = list(csv.DictReader(io.StringIO(tag(folder, "--format", "csv").stdout)))
+    rows = list(csv.DictReader(io.StringIO(run_tag(folder, "--format", "csv").stdout)))
 
     about = ["present", "duration_s", "size_bytes", "mtime_s", "error", "model", "part"]
     assert list(rows[0]) == ["path", *TAGS, *about]
@@ -152,7 +143,7 @@ def test_csv_has_a_row_a_file(folder: Path) -> None:
 
 
 def test_table_shows_every_tag_of_every_good_file(folder: Path) -> None:
-    shown = tag(folder).stdout
+    shown = run_tag(folder).stdout
 
     assert [name for name in ("a.wav", "c.wav", *TAGS) if name not in shown] == []
     assert "b.mp3" not in shown
@@ -163,7 +154,7 @@ def test_windows_add_the_timeline(tmp_path: Path, form: str) -> None:
     clip = tmp_path / "long.wav"
     clip.write_bytes(tune(17))
 
-    shown = tag(clip, "--windows", "--format", form).stdout
+    shown = run_tag(clip, "--windows", "--format", form).stdout
 
     if form == "jsonl":
         windows = json.loads(shown)["windows"]
@@ -176,9 +167,9 @@ def test_windows_add_the_timeline(tmp_path: Path, form: str) -> None:
 
 
 def test_threshold_decides_what_is_present() -> None:
-    [none] = lines(tag(CLIP, "--format", "jsonl", "--threshold", "1"))
-    [every] = lines(tag(CLIP, "--format", "jsonl", "--threshold", "0"))
-    [some] = lines(tag(CLIP, "--format", "jsonl", "--threshold", "vocal:0,dance:1,soundtrack:1,pop:0"))
+    [none] = lines(run_tag(CLIP, "--format", "jsonl", "--threshold", "1"))
+    [every] = lines(run_tag(CLIP, "--format", "jsonl", "--threshold", "0"))
+    [some] = lines(run_tag(CLIP, "--format", "jsonl", "--threshold", "vocal:0,dance:1,soundtrack:1,pop:0"))
 
     assert [none["present"], every["present"], some["present"]] == [[], list(TAGS), ["vocal", "pop"]]
 
@@ -187,7 +178,7 @@ def test_a_part_can_be_chosen(tmp_path: Path) -> None:
     clip = tmp_path / "long.wav"
     clip.write_bytes(tune(12))
 
-    [found] = lines(tag(clip, "--format", "jsonl", "--start-s", "4", "--duration-s", "3"))
+    [found] = lines(run_tag(clip, "--format", "jsonl", "--start-s", "4", "--duration-s", "3"))
 
     assert isinstance(found["audio"], dict)
     assert found["audio"]["analysed_s"] == pytest.approx(3, abs=0.01)

@@ -7,17 +7,11 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.app.browser import SCREENSHOTS, Tab, chromium, new_tab
+from tests.app.browser import SCREENSHOTS, Tab, new_tab
 from tests.app.service import Process, server_process
 
 CLIP = Path(__file__).parents[1] / "clips" / "sung_pop.opus"
 METHODS = {"get", "post", "put", "patch", "delete", "head", "options", "trace"}
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

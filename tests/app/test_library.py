@@ -28,8 +28,7 @@ from app.prefetch import Listening
 from model.bundle import load_bundle
 from model.tagger import Tagger
 from model.tags import TAGS
-from tests.app.service import PATIENCE_S, tune
-from tests.app.test_cli import run, tag
+from tests.app.service import PATIENCE_S, run, run_tag, tune
 from tests.encoding import decode, encode
 
 APPLY = ("--write-tags", "--apply")
@@ -127,7 +126,7 @@ def test_a_run_shows_how_far_it_is_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -
     ).replace("  ", " ")
     assert "Traceback" not in text
 
-    result = tag(music, "--out", out)
+    result = run_tag(music, "--out", out)
 
     assert result.exit_code == 0
     assert paths_of(out) == [f"{number:03}.wav" for number in range(300)]
@@ -136,15 +135,15 @@ def test_a_run_shows_how_far_it_is_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -
 @pytest.mark.parametrize("form", ["jsonl", "csv"])
 def test_only_what_is_new_or_changed_is_tagged_again(music: Path, tmp_path: Path, form: str) -> None:
     out = tmp_path / f"library.{form}"
-    whole = [tag(music, "--out", out), out.read_text()][1]
+    whole = [run_tag(music, "--out", out), out.read_text()][1]
     assert isinstance(whole, str)
 
-    tag(music, "--out", out)
+    run_tag(music, "--out", out)
     assert out.read_text() == whole
 
     (music / "later.wav").write_bytes(tune(2))
     os.utime(music / "speech.opus" if (music / "speech.opus").exists() else music / "speech.m4a", (1, 1))
-    tag(music, "--out", out)
+    run_tag(music, "--out", out)
     added = out.read_text().removeprefix(whole).splitlines()
     assert [name for name in ("later.wav", "speech") if name in "".join(added)] == ["later.wav", "speech"]
     assert len(added) == 2
@@ -152,11 +151,11 @@ def test_only_what_is_new_or_changed_is_tagged_again(music: Path, tmp_path: Path
 
 def test_a_line_that_was_cut_off_is_written_anew(music: Path, tmp_path: Path) -> None:
     out = tmp_path / "library.jsonl"
-    tag(music, "--out", out)
+    run_tag(music, "--out", out)
     whole = out.read_bytes()
     out.write_bytes(whole[:-30])
 
-    tag(music, "--out", out)
+    run_tag(music, "--out", out)
 
     assert out.read_bytes() == whole
 
@@ -166,7 +165,7 @@ def test_a_line_that_was_cut_off_is_written_anew(music: Path, tmp_path: Path) ->
 def test_a_file_cut_off_anywhere_is_gone_on_with(tmp_path: Path, form: Format, is_song: bool) -> None:
     clip, out = tmp_path / 'a "quoted" \\ näme.wav', tmp_path / f"library.{form}"
     clip.write_bytes(tune(2) if is_song else b"no music" * 99)
-    tag(clip, "--out", out)
+    run_tag(clip, "--out", out)
     whole, origin = out.read_bytes(), origin_of(load_bundle()[0].sha256, 0, None)
 
     for end in range(len(whole)):
@@ -184,15 +183,15 @@ def test_scores_of_another_part_are_not_taken_for_those_asked_for(
 ) -> None:
     clip, out = tmp_path / name, tmp_path / f"library.{form}"
     clip.write_bytes(tune(6) if name == "song.wav" else b"no music" * 99)
-    former = tag(clip, "--out", out, "--start-s", "2", "--duration-s", "1.5")
+    former = run_tag(clip, "--out", out, "--start-s", "2", "--duration-s", "1.5")
     text = out.read_text()
 
     for others in ([], ["--start-s", "2"], ["--duration-s", "1.5"]):
-        result = tag(clip, "--out", out, *others)
+        result = run_tag(clip, "--out", out, *others)
         assert result.exit_code == 2
         assert "or of another part of each file: name a new file with --out" in result.stderr
 
-    assert tag(clip, "--out", out, "--start-s", "2", "--duration-s", "1.5").exit_code == former.exit_code
+    assert run_tag(clip, "--out", out, "--start-s", "2", "--duration-s", "1.5").exit_code == former.exit_code
     assert out.read_text() == text
     assert "from 2 s for 1.5 s" in text
 
@@ -201,13 +200,13 @@ def test_scores_of_another_part_are_not_taken_for_those_asked_for(
 def test_scores_of_other_weights_are_not_taken_for_those_asked_for(tmp_path: Path, form: str) -> None:
     clip, out = tmp_path / "song.wav", tmp_path / f"library.{form}"
     clip.write_bytes(tune(2))
-    tag(clip, "--out", out)
+    run_tag(clip, "--out", out)
     model = load_bundle()[0].sha256[:12]
     assert model in out.read_text()
     text = out.read_text().replace(model, "0123456789ab")
     out.write_text(text)
 
-    result = tag(clip, "--out", out)
+    result = run_tag(clip, "--out", out)
 
     assert result.exit_code == 2
     assert "holds scores of other weights" in result.stderr
@@ -236,7 +235,7 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(
     out = tmp_path / name
     out.write_text(text)
 
-    result = tag(music, "--out", out)
+    result = run_tag(music, "--out", out)
 
     assert result.exit_code == 2
     assert told in result.stderr
@@ -246,7 +245,7 @@ def test_a_file_of_another_kind_is_refused_and_left_alone(
 def test_every_format_tells_the_same(music: Path, tmp_path: Path) -> None:
     (music / "bad.mp3").write_bytes(b"no music" * 99)
     for ending in ("jsonl", "json", "csv", "parquet", "txt"):
-        assert tag(music, "--out", tmp_path / f"out.{ending}").exit_code == 1
+        assert run_tag(music, "--out", tmp_path / f"out.{ending}").exit_code == 1
 
     lines = rows_of(tmp_path / "out.jsonl")
     assert json.loads((tmp_path / "out.json").read_text()) == lines
@@ -270,11 +269,11 @@ def test_the_playlist_holds_what_the_expression_chooses_also_of_what_a_former_ru
     music: Path, tmp_path: Path
 ) -> None:
     out, playlist = tmp_path / "library.csv", tmp_path / "fav.m3u8"
-    tag(music, "--out", out)
+    run_tag(music, "--out", out)
     with out.open(newline="") as file:
         chosen = [row["path"] for row in csv.DictReader(file) if "dance" in row["present"].split("; ")]
 
-    result = tag(music, "--out", out, "--m3u", playlist, "--where", "dance and not soundtrack > 0.999")
+    result = run_tag(music, "--out", out, "--m3u", playlist, "--where", "dance and not soundtrack > 0.999")
 
     assert result.exit_code == 0
     names = [line for line in playlist.read_text().splitlines() if not line.startswith("#")]
@@ -285,31 +284,31 @@ def test_the_playlist_holds_what_the_expression_chooses_also_of_what_a_former_ru
 def test_metadata_is_shown_then_written_then_brought_back(music: Path, tmp_path: Path) -> None:
     out, notes = tmp_path / "library.jsonl", tmp_path / "undo.jsonl"
     before = {path: path.read_bytes() for path in music.iterdir()}
-    shown = tag(music, "--out", out, "--write-tags")
+    shown = run_tag(music, "--out", out, "--write-tags")
 
     assert shown.exit_code == 0
     assert shown.stderr.count("MUSIC_TAGGER_DANCE=") == 4
     assert "Nothing was written; --write-tags --apply would change 4 files." in shown.stderr
     assert {path: path.read_bytes() for path in music.iterdir()} == before
 
-    written = tag(music, "--out", out, "--write-tags", "--apply", "--undo-file", notes)
+    written = run_tag(music, "--out", out, "--write-tags", "--apply", "--undo-file", notes)
     assert f"Changed: 4 files; `music-tagger undo {notes}`" in written.stderr
     rows = rows_of(out)
     assert len(rows) == 8  # the files have a new size and time
-    tag(music, "--out", out, "--write-tags", "--apply", "--undo-file", notes)
+    run_tag(music, "--out", out, "--write-tags", "--apply", "--undo-file", notes)
     assert rows_of(out) == rows  # and are known by these
     assert len(notes.read_text().splitlines()) == 4
 
     undone = run("undo", notes)
     assert [undone.exit_code, undone.stderr] == [0, "Restored: 4 files\n"]
-    assert tag(music, "--write-tags").stderr.count("MUSIC_TAGGER_DANCE=") == 4
+    assert run_tag(music, "--write-tags").stderr.count("MUSIC_TAGGER_DANCE=") == 4
 
 
 def test_what_could_not_be_written_is_not_told_as_changed(music: Path, tmp_path: Path) -> None:
     before = {path: path.read_bytes() for path in music.iterdir()}
     (tmp_path / "full.jsonl").symlink_to("/dev/full")
 
-    result = tag(music, "--write-tags", "--apply", "--undo-file", tmp_path / "full.jsonl")
+    result = run_tag(music, "--write-tags", "--apply", "--undo-file", tmp_path / "full.jsonl")
 
     assert result.exit_code == 1
     assert result.stderr.count("its metadata cannot be changed") == 4
@@ -321,7 +320,7 @@ def test_the_way_back_can_be_typed_as_it_is_told(tmp_path: Path) -> None:
     clip, notes = tmp_path / "song.wav", tmp_path / "my notes.jsonl"
     clip.write_bytes(tune(2))
 
-    result = tag(clip, "--write-tags", "--apply", "--undo-file", notes)
+    result = run_tag(clip, "--write-tags", "--apply", "--undo-file", notes)
 
     assert f"`music-tagger undo '{notes}'` brings" in result.stderr
 
@@ -330,7 +329,7 @@ def test_timeline_is_drawn_a_block_a_window(tmp_path: Path) -> None:
     clip = tmp_path / "long.wav"
     clip.write_bytes(tune(17))
 
-    rows = tag(clip, "--timeline").stdout.splitlines()[1:]
+    rows = run_tag(clip, "--timeline").stdout.splitlines()[1:]
 
     assert rows[0].split()[1] == "vocal"
     assert [len(re.sub(r"[^▁-█]", "", row)) for row in rows if row.strip()] == [3, 3, 3, 3]
@@ -385,7 +384,7 @@ def test_watch_tags_what_appears_until_ctrl_c(music: Path, tmp_path: Path, song:
     ],
 )
 def test_what_cannot_be_done_is_refused(clips: dict[str, Path], arguments: list[str], told: str) -> None:
-    result = tag(clips["speech"], *arguments)
+    result = run_tag(clips["speech"], *arguments)
 
     assert result.exit_code == 2
     assert told in result.stderr
@@ -428,7 +427,7 @@ def test_nothing_is_overwritten_that_is_not_ours(crowded: Path, arguments: list[
     before = {path: path.read_bytes() for path in files}
     song = str(next(crowded.glob("*.flac")))
 
-    result = tag(crowded, *(song if argument == "SONG" else argument for argument in arguments))
+    result = run_tag(crowded, *(song if argument == "SONG" else argument for argument in arguments))
 
     assert result.exit_code == 2
     assert told in result.stderr
@@ -475,10 +474,10 @@ def test_another_threshold_changes_what_is_present_also_of_what_a_former_run_fou
     music: Path, tmp_path: Path, ending: str
 ) -> None:
     out = tmp_path / f"library.{ending}"
-    tag(music, "--out", out)
+    run_tag(music, "--out", out)
     former = out.read_text()
 
-    results = [tag(music, "--out", out, "--threshold", "0.0") for _ in range(2)]
+    results = [run_tag(music, "--out", out, "--threshold", "0.0") for _ in range(2)]
 
     added = out.read_text().removeprefix(former).splitlines()
     everything = "; ".join(TAGS) if ending == "csv" else json.dumps(TAGS)
@@ -491,15 +490,15 @@ def test_windows_in_csv_are_heard_again_where_another_threshold_changes_them(
     music: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "library.csv"
-    tag(music, "--windows", "--out", out)
+    run_tag(music, "--windows", "--out", out)
     former = out.read_text()
 
-    tag(music, "--windows", "--out", out, "--threshold", "0.0")
+    run_tag(music, "--windows", "--out", out, "--threshold", "0.0")
 
     added = out.read_text().removeprefix(former)
     assert len(added.splitlines()) == len(former.splitlines()) - 1
     assert all("; ".join(TAGS) in line for line in added.splitlines())
-    tag(music, "--windows", "--out", out)
+    run_tag(music, "--windows", "--out", out)
     assert out.read_text() == former + added + former.partition("\n")[2]
 
 
@@ -510,28 +509,28 @@ def test_a_name_of_several_lines_is_gone_on_with_in_csv_also_where_its_row_was_c
     music.mkdir()
     for name in ("a\rb.wav", "two\nlines.wav", "Icon\r"):
         (music / name).write_bytes(tune(2))
-    assert tag(music, "--out", out).exit_code == 0
+    assert run_tag(music, "--out", out).exit_code == 0
     whole = out.read_bytes()
     assert whole.count(b".wav") == 2
     assert whole.count(b"Icon") == 0
 
-    assert tag(music, "--out", out).exit_code == 0
+    assert run_tag(music, "--out", out).exit_code == 0
     assert out.read_bytes() == whole
 
     with out.open("r+b") as file:
         file.truncate(len(whole) - 60)
-    assert tag(music, "--out", out).exit_code == 0
+    assert run_tag(music, "--out", out).exit_code == 0
     assert out.read_bytes() == whole
 
 
 def test_a_csv_that_a_spreadsheet_saved_is_refused_with_its_name(music: Path, tmp_path: Path) -> None:
     out = tmp_path / "library.csv"
-    tag(music, "--out", out)
+    run_tag(music, "--out", out)
     header, row, *rest = out.read_text().split("\n")
     path, score, others = row.split(",", 2)
     out.write_text("\n".join([header, f'{path},"{score.replace(".", ",")}",{others}', *rest]))
 
-    result = tag(music, "--out", out)
+    result = run_tag(music, "--out", out)
 
     assert result.exit_code == 2
     assert f"{out}: changed by another program" in result.stderr
@@ -543,7 +542,7 @@ def test_what_is_written_into_the_folder_that_is_read_is_no_music(tmp_path: Path
     (music / "song.wav").write_bytes(tune(2))
     scores = music / "scores"
 
-    results = [tag(music, "--out", scores, "--format", "jsonl") for _ in range(2)]
+    results = [run_tag(music, "--out", scores, "--format", "jsonl") for _ in range(2)]
 
     assert [result.exit_code for result in results] == [0, 0]
     assert paths_of(scores) == ["song.wav"]
@@ -612,7 +611,7 @@ def test_a_file_that_failed_leaves_the_playlist(tagger: Tagger, tmp_path: Path) 
 def test_what_was_changed_is_told_also_when_the_disk_is_full(music: Path, tmp_path: Path) -> None:
     notes = tmp_path / "undo.jsonl"
 
-    result = tag(music, "--out", "/dev/full", "--format", "jsonl", *APPLY, "--undo-file", notes)
+    result = run_tag(music, "--out", "/dev/full", "--format", "jsonl", *APPLY, "--undo-file", notes)
 
     assert result.exit_code == 1
     assert f"Changed: 1 files; `music-tagger undo {notes}`" in result.stderr
@@ -622,7 +621,7 @@ def test_the_table_tells_names_as_they_are_on_one_line_in_a_pipe(tmp_path: Path)
     name = "x:fire:[b]y" + "y" * 30 + ".wav"
     (tmp_path / name).write_bytes(tune(2))
 
-    told = tag(tmp_path).stdout
+    told = run_tag(tmp_path).stdout
 
     assert str(tmp_path / name) in told
 
@@ -686,7 +685,7 @@ def test_what_nobody_may_look_at_fails_and_does_not_stop_the_rest(
 
     monkeypatch.setattr(os, "stat", refuse)
 
-    result = tag(path, "good.wav", "--format", form)
+    result = run_tag(path, "good.wav", "--format", form)
 
     assert result.exit_code == 1
     assert f"{path}: {told}" in result.stderr

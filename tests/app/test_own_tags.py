@@ -12,22 +12,16 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import Browser, expect
-from typer.testing import CliRunner, Result
 
-from app.cli import cli
 from model.bundle import load_bundle
 from model.tags import MEANINGS
 from model.tags import TAGS as SHIPPED_TAGS
-from tests.app.browser import Tab, chromium, new_tab
-from tests.app.service import Process, server_process
+from tests.app.browser import Tab, new_tab
+from tests.app.service import Process, run, server_process
 from tests.styles import TAGS, write_collection
 
 MEANING = "four on the floor; about 124 = typical"
 WEB = Path(__file__).parents[2] / "app" / "web"
-
-
-def run(*arguments: str | Path) -> Result:
-    return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli, [str(item) for item in arguments])
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +51,6 @@ def server(folder: Path) -> Iterator[Process]:
 @pytest.fixture(scope="module")
 def clip(manifest: Path) -> Path:
     return manifest.parent / "album-03" / "5-house-ambient.wav"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture

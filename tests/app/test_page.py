@@ -14,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, FilePayload, Page, Route, expect
 
-from tests.app.browser import ELSEWHERE, Tab, chromium, new_tab
+from tests.app.browser import ELSEWHERE, Tab, new_tab
 from tests.app.service import Process, server_process, tune
 
 CLIPS = Path(__file__).parents[1] / "clips"
@@ -29,12 +29,6 @@ SONG: FilePayload = {
 MOST_BYTES = 150_000
 RETRIES_MS = 20_000
 SOUNDING_MS = 30_000  # live scores come as the sound does
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with chromium() as started:
-        yield started
 
 
 @pytest.fixture(scope="module")

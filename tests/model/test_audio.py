@@ -38,7 +38,7 @@ from model.audio import (
     UndecodableAudioError,
     read_audio,
 )
-from tests.encoding import ENCODINGS, encode, nearest_rate_hz
+from tests.encoding import ENCODINGS, Pipe, encode, nearest_rate_hz
 
 RATE = 16000
 Samples = NDArray[np.float32]
@@ -114,19 +114,6 @@ def ten_hours(verse: Samples) -> bytes:
     """Ten hours of quiet sound in 36 MB: one second of MP3, again and again."""
     second = encode(at_rate(0.1 * verse[:1, :48000], 8000), 8000, "mp3")
     return second * 36_000
-
-
-class Pipe(io.RawIOBase):
-    """Bytes that can be read once, from front to end, a few at a time."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = io.BytesIO(data)
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._data.read(min(size, 1000))
 
 
 class Counting(io.BytesIO):

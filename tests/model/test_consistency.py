@@ -17,7 +17,7 @@ from model.training.consistency import (
 )
 from model.training.embedding import embedder
 from model.training.material import Material
-from tests.model.test_radial import UNKNOWN, material_of, network_of, radial_of
+from tests.model.material import UNKNOWN, material_of, network_of, radial_of
 
 CPU = torch.device("cpu")
 

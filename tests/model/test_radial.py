@@ -1,53 +1,20 @@
 """Radial basis functions: what they compute, what they are fitted to, and that the fit carries over."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from model.network import NetworkConfig, RadialBasis, TaggerNetwork
-from model.training.cache import CLIP_FRAMES, CLIP_S, variants
-from model.training.corpus import SEPARATOR, Clip
-from model.training.material import Material
+from model.network import RadialBasis, TaggerNetwork
+from model.training.cache import CLIP_S
+from model.training.corpus import SEPARATOR
 from model.training.radial import LABEL, fit_radial, frozen_windows, targets_of_windows
 from model.training.words import OPINION
-from tests.model.test_training import beat, drone
+from tests.model.material import UNKNOWN, material_of, network_of, radial_of
 
 CPU = torch.device("cpu")
-UNKNOWN = np.nan
-
-
-def material_of(labels: NDArray[np.float32], words: NDArray[np.float16], seconds: float = 12.0) -> Material:
-    """A clip a row of `labels` [N, 2], a beat where the first is 1, else a drone; `words` [N, 29, 2]."""
-    rng = np.random.default_rng(0)
-    mels = np.stack(
-        [
-            variants(str(index), (beat if row[0] == 1.0 else drone)(seconds, rng))
-            for index, row in enumerate(labels)
-        ]
-    )
-    clips = [Clip(str(i), Path(), "train", True, str(i), (None,), ("",)) for i in range(len(labels))]
-    places = np.array([(0, index) for index in range(len(labels))])
-    frames = np.full(len(labels), min(CLIP_FRAMES, 1 + int(seconds * 16_000) // 256))
-    soft = np.full((len(labels), CLIP_S, 1), UNKNOWN, np.float16)
-    return Material(clips, [mels], places, frames, labels, words, soft)
-
-
-def network_of(tags: tuple[str, ...], centres: int = 8) -> TaggerNetwork:
-    torch.manual_seed(0)
-    config = NetworkConfig(
-        timbral=((38, 7, 4),), temporal=((32, 4),), mid=4, texture=(), hidden=8, centres=centres
-    )
-    return TaggerNetwork(tags, config).eval()
-
-
-def radial_of(network: TaggerNetwork) -> RadialBasis:
-    assert network.head.radial is not None
-    return network.head.radial
 
 
 def rest_of(network: TaggerNetwork, embeddings: Tensor) -> Tensor:

@@ -19,11 +19,6 @@ club track's soundtrack goes from 0.11 to 0.17 in ADTS, which does not say where
 
 
 @pytest.fixture(scope="module")
-def tagger() -> Tagger:
-    return Tagger.load(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def expected(tagger: Tagger, clips: dict[str, Path]) -> dict[str, dict[str, float]]:
     """Scores of the clips as they lie there."""
     return {name: tagger.tag(clips[name]).scores for name in MUSIC}

@@ -49,11 +49,6 @@ def clip(name: str, path: Path, vocal: float) -> Clip:
 
 
 @pytest.fixture(scope="module")
-def tagger() -> Tagger:
-    return Tagger.load(device="cpu")
-
-
-@pytest.fixture(scope="module")
 def measured(tagger: Tagger, clips: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Robustness:
     """A song, an orchestra, a clip that is silent in its middle, and one that is no audio."""
     folder = tmp_path_factory.mktemp("odd")

@@ -30,11 +30,6 @@ from model.tagger import (
 from model.tags import TAGS
 
 
-@pytest.fixture(scope="module")
-def tagger() -> Tagger:
-    return Tagger.load(device="cpu")
-
-
 def chords(seconds: float, rate: int = 16_000) -> NDArray[np.float32]:
     """A few decaying chords: music enough to have scores."""
     time = np.arange(int(seconds * rate)) / rate

@@ -58,6 +58,7 @@ from model.training.train import (
     with_fast_filters,
 )
 from model.training.words import NO_VOCALS, SINGING, WORDS, opinions
+from tests.model.material import beat, drone
 
 RATE = 16_000
 CPU = torch.device("cpu")
@@ -70,22 +71,6 @@ SMALL = NetworkConfig(
     texture_out=8,
     hidden=8,
 )
-
-
-def beat(seconds: float, rng: np.random.Generator) -> Samples:
-    """A kick drum four to the floor."""
-    time = np.arange(int(seconds * RATE)) / RATE
-    since = time % (60 / rng.uniform(120, 130))
-    return (0.8 * np.sin(2 * np.pi * 60 * since) * np.exp(-since * 20)).astype(np.float32)
-
-
-def drone(seconds: float, rng: np.random.Generator) -> Samples:
-    """A steady tone with overtones."""
-    time = np.arange(int(seconds * RATE)) / RATE
-    pitch = rng.uniform(100, 400)
-    overtones = np.arange(1, 4)[:, None]
-    samples: NDArray[np.float64] = (0.2 / overtones * np.sin(2 * np.pi * overtones * pitch * time)).sum(0)
-    return samples.astype(np.float32)
 
 
 @pytest.fixture(scope="module")
