@@ -26,9 +26,8 @@ from model.audio import AudioInfo
 from model.segments import Segment
 from model.tagger import Tagger, Tagging
 
-TURN_SEGMENTS: Final = (
-    6  # 30 s of audio, some 50 ms of decoding: short enough to take turns, long enough to be cheap
-)
+TURN_SEGMENTS: Final = 6
+"""30 s of audio, some 50 ms of decoding: short enough to take turns, long enough to be cheap."""
 
 
 @dataclass(slots=True)

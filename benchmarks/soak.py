@@ -244,9 +244,8 @@ def main() -> None:
 async def drive(server: Server, kinds: list[Kind], clients: int, seconds: float) -> tuple[Soak, Counter[str]]:
     """Soak the server; what was sent, and what /metrics counted in the end."""
     timeout = aiohttp.ClientTimeout(total=180)
-    connector = aiohttp.TCPConnector(
-        limit=0, force_close=True
-    )  # else a broken connection might be tried twice
+    # Closed after each, as else a broken connection might be tried twice.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
     async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
         soak = Soak(server, session)
         before = counts_of(await soak.get("/metrics"))

@@ -52,11 +52,15 @@ class NetworkConfig:
     )  # fmt: skip
     """Inverted residuals: (expansion, channels, band stride, frame stride); none = no texture branch."""
     texture_stem: int = 16
+    """Channels of the first convolution there."""
     texture_out: int = 256
+    """Channels of the last one, of which maxima and means are the branch's embedding."""
     musical: bool = True
     """Whether there is a musical branch."""
     hidden: int = 256
+    """Units of the head's hidden layer."""
     dropout: float = 0.15
+    """Share of the head's inputs, and of its hidden units, that a step of training leaves out."""
     centres: int = 0
     """Of the radial basis functions that the head has of the frozen convolutions; 0 = neither."""
 

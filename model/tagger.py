@@ -4,13 +4,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import BinaryIO, Final, Self
+from typing import Final, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.audio import SILENCE_PEAK, AudioInfo, AudioReader
+from model.audio import SILENCE_PEAK, AudioInfo, AudioReader, Source
 from model.bundle import SHIPPED, Bundle, Calibration, load_bundle
 from model.engine import Engine, choose_engine
 from model.network import SEGMENT_S, SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW, TaggerNetwork
@@ -172,7 +172,7 @@ class Tagger:
 
     def tag(
         self,
-        source: str | Path | bytes | BinaryIO,
+        source: Source,
         *,
         start_s: float = 0.0,
         duration_s: float | None = None,
@@ -181,8 +181,17 @@ class Tagger:
     ) -> Tagging:
         """Tag a clip given as a path, its bytes or a binary file. Memory does not grow with its length.
 
+        Args:
+            source: see `AudioReader`, as for the others.
+            start_s: seconds to leave out at the start.
+            duration_s: seconds to hear; none: to the end.
+            min_s: what is heard must be at least this long.
+            max_s: and at most this long.
+
         Raises:
             AudioError: the clip is empty, not audio, undecodable, too short, too long or silent.
+            OSError: the path or file cannot be read.
+            ValueError: an argument is out of its range.
         """
         with AudioReader(
             source,
@@ -272,9 +281,8 @@ class Rolling:
         windows, weights = weighted_window_means(np.stack(segments))
         logits = self._tagger.classify(windows)[0]
         self._segments += 1
-        if (
-            self._segments == SEGMENTS_PER_WINDOW
-        ):  # the first alone was a makeshift: it is part of a window now
+        if self._segments == SEGMENTS_PER_WINDOW:
+            # The first alone was a makeshift: it is part of a window now.
             self._logits.clear()
             self._weights.clear()
         start_s = len(self._logits) * bundle.hop_s

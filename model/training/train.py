@@ -110,8 +110,11 @@ class TrainSettings:
     """Folder of log-mels and lessons, which several runs may share; none: in `out`."""
     steps: int = 2500
     batch: int = 32
+    """Windows a step."""
     learning_rate: float = 2e-3
+    """At its highest (see `_rate`)."""
     weight_decay: float = 0.02
+    """Of AdamW."""
     words: bool = True
     """Whether what the teachers' words say of the tags is a target, too (see `words`)."""
     distillation: float = 1.0
@@ -129,9 +132,12 @@ class TrainSettings:
     keep_last: bool = False
     """Whether the last weights are the result, or those of the best evaluation."""
     seed: int = 1
+    """Of the first weights, and of all that is drawn."""
     device: str = "auto"
+    """See `choose_device`."""
     network: NetworkConfig = field(default_factory=NetworkConfig)
     version: str = "0.1.0"
+    """Of the bundle."""
     train_ok_only: bool = True
     """Leave out rows whose `train_ok` is not 1, as weights that are given away must."""
 
