@@ -164,13 +164,15 @@ class Body:
             if self._state.out_of_time.is_set():
                 detail = "The service stopped before the body had come."
                 raise ProblemError("draining", detail, retry_after_s=1) from None
+            hint = None
             if self.until <= min(idle, whole):
                 detail = f"The body was not complete after {self.until - self._started:g} s, its deadline."
+                hint = "Give the request more time by X-Request-Timeout, or send a smaller file."
             elif whole <= idle:
                 detail = f"The body was not complete after {settings.upload_timeout_s:g} s."
             else:
                 detail = f"No byte of the body arrived for {settings.upload_idle_s:g} s."
-            raise ProblemError("slow-body", detail) from None
+            raise ProblemError("slow-body", detail, hint=hint) from None
 
     def _note_upload(self) -> None:
         took = asyncio.get_running_loop().time() - self._started
@@ -219,15 +221,16 @@ def needs_key(path: str) -> bool:
 
 
 def key_problem(scope: Scope, hashes: tuple[str, ...], key_sent: str | None = None) -> ProblemError | None:
-    """Judge the key in a request's headers; where there is none, `key_sent`, which came another way.
+    """Judge the key in a request's headers; where they bear none, `key_sent`, which came another way.
 
     Every hash is compared, each in constant time.
     """
     if not hashes or not needs_key(scope["path"]):
         return None
-    sent = f"Bearer {key_sent or ''}"
-    scheme, _, key = Headers(scope=scope).get("authorization", sent).partition(" ")
-    if scheme.lower() != "bearer" or not key.strip():
+    scheme, _, key = Headers(scope=scope).get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer":  # a proxy's own password, say
+        key = key_sent or ""
+    if not key.strip():
         return ProblemError("key-missing", headers={"WWW-Authenticate": "Bearer"})
     presented = hash_key(key.strip())
     matches = [hmac.compare_digest(presented, known) for known in hashes]

@@ -180,20 +180,10 @@ class Connection(HttpToolsProtocol):
             self._stop_hanging_up()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what cannot be parsed with a problem, which no application sees; count it, and close."""
+        """Refuse what cannot be parsed."""
         self._leave_running()
-        request_id = uuid.uuid4().hex
-        problem = problem_of("bad-request", msg, PROBLEMS["bad-request"].hint, f"#{request_id}")
-        body = problem.model_dump_json().encode()
-        head = b"content-type: %s\r\nx-request-id: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
-        head %= (MEDIA_TYPE.encode(), request_id.encode(), len(body))
-        self.transport.write(STATUS_LINE[400] + head + body)
-        self.transport.close()
+        refuse_unreadable(self.transport, cast(FastAPI, self.config.app), msg)
         self._close_in_time()
-        service = cast(FastAPI, self.config.app).state.tagger_service
-        service.metrics.requests.labels("unmatched", "bad-request").inc()
-        line = {"operation": "unmatched", "status": 400, "outcome": "bad-request"}
-        logger.info("request", extra={"request_id": request_id, **line})
 
     def handle_websocket_upgrade(self) -> None:
         """Hand over to the stream's protocol; tell it where the transport already has too much to write."""
@@ -274,6 +264,20 @@ class Connection(HttpToolsProtocol):
         else:
             self.transport.close()
             self._close_in_time()
+
+
+def refuse_unreadable(transport: asyncio.Transport, app: FastAPI, detail: str) -> None:
+    """Answer what no application sees with a problem, log and count it, and close."""
+    request_id = uuid.uuid4().hex
+    problem = problem_of("bad-request", detail, PROBLEMS["bad-request"].hint, f"#{request_id}")
+    body = problem.model_dump_json().encode()
+    head = b"content-type: %s\r\nx-request-id: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
+    head %= (MEDIA_TYPE.encode(), request_id.encode(), len(body))
+    transport.write(STATUS_LINE[400] + head + body)
+    transport.close()
+    app.state.tagger_service.metrics.requests.labels("unmatched", "bad-request").inc()
+    line = {"operation": "unmatched", "status": 400, "outcome": "bad-request"}
+    logger.info("request", extra={"request_id": request_id, **line})
 
 
 def _without_upgrade(connection: bytes) -> bytes:

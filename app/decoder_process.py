@@ -6,13 +6,13 @@ It answers one message after the other, and ends with the service, whose end clo
 import os
 import resource
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import recv_handle
 from typing import Final
 
 import numpy as np
@@ -22,6 +22,8 @@ from model.segments import Segment, cut_segments
 
 MOST_LEFT_OUT: Final = 30
 """Seconds of one turn, where a clip's start must be decoded to be left out: no more than segments take."""
+HANDED_OVER: Final = b"f"
+"""Comes with a file."""
 MOST_MEMORY_BYTES: Final = 2_000_000_000
 """Of address space: three times of what a decoder needs, so that a hostile clip cannot take the machine's."""
 
@@ -71,7 +73,7 @@ class Ping:
 class Turn:
     """So many segments follow, as bytes; whether they are the clip's last; and what is known of it so far.
 
-    There may be none where the clip's start is still being left out.
+    There may be none where the clip's start is still being left out, or what the service has.
     """
 
     segments: int
@@ -89,6 +91,7 @@ class _Clip:
         self._reader: AudioReader | None = None
         self._segments: Iterator[Segment] | None = None
         self._ahead: list[Segment] = []
+        self._skip = order.skip
 
     def take(self, count: int) -> tuple[Turn, list[Segment]]:
         """See Take. Raises AudioError.
@@ -99,7 +102,7 @@ class _Clip:
             self._reader = self._open()
         if self._segments is None:
             self._segments = self._from_start(self._reader)
-        if self._segments is None:
+        if self._segments is None or self._left_out(self._segments, count):
             return Turn(0, False, self._reader.info), []
         found = self._ahead + list(islice(self._segments, count + 1 - len(self._ahead)))
         now, self._ahead = found[:count], found[count:]
@@ -121,9 +124,14 @@ class _Clip:
         """The segments from where the wanted part starts; none if that is further on than a turn goes."""
         for chunk in islice(reader, MOST_LEFT_OUT):
             if len(chunk):
-                segments = cut_segments(chain([chunk], reader), self._order.options.segment_samples)
-                return islice(segments, self._order.skip, None)
+                return cut_segments(chain([chunk], reader), self._order.options.segment_samples)
         return None
+
+    def _left_out(self, segments: Iterator[Segment], count: int) -> bool:
+        """Leave out up to `count` segments that the service has; whether there were any."""
+        skipped = sum(1 for _ in islice(segments, min(self._skip, count)))
+        self._skip -= skipped
+        return skipped > 0
 
     def close(self) -> None:
         """Let decoder and file go."""
@@ -139,7 +147,7 @@ def serve(connection: Connection) -> None:
         except EOFError:
             return
         if isinstance(message, Open):
-            clips[message.key] = _Clip(recv_handle(connection), message)
+            clips[message.key] = _Clip(_receive_file(connection), message)
         elif isinstance(message, Close):
             clips.pop(message.key).close()
         elif isinstance(message, Ping):
@@ -149,6 +157,12 @@ def serve(connection: Connection) -> None:
             connection.send(answer)
             for segment in segments:
                 _write(connection.fileno(), segment)
+
+
+def _receive_file(connection: Connection) -> int:
+    with socket.socket(fileno=os.dup(connection.fileno())) as channel:
+        _, [file_descriptor], _, _ = socket.recv_fds(channel, len(HANDED_OVER), 1)
+        return file_descriptor
 
 
 def read_segment(file_descriptor: int, segment_samples: int) -> Segment:

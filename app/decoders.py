@@ -10,24 +10,26 @@ file descriptor, which needs Unix.
 import itertools
 import os
 import socket
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import send_handle
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from app.decoder_process import Close, Open, Ping, ReaderOptions, Take, Turn, read_segment
+from app.decoder_process import HANDED_OVER, Close, Open, Ping, ReaderOptions, Take, Turn, read_segment
 from app.logs import logger
+from app.problems import refused_if_no_file_is_left
 from model.audio import AudioInfo, UndecodableAudioError
 from model.segments import Segment
 
 ATTEMPTS: Final = 2
 """How often a clip is begun whose decoder dies of it."""
-TURN_LIMIT_S: Final = 120.0
-"""A turn takes 50 ms, some seconds where two hours must be skipped: one that takes longer will never end."""
+TURN_LIMIT_S: Final = 20.0
+"""A turn takes 50 ms: one that takes so much longer will never end. Two of them are less than the age of work
+from which the service is not ready, as other decoders go on."""
 
 
 class DecoderDiedError(RuntimeError):
@@ -38,7 +40,8 @@ class _Process:
     """A decoder's process, restarted when it dies, and the one thread that talks to it."""
 
     def __init__(self, on_death: Callable[[], None]) -> None:
-        self.clips = 0
+        self.clips: set[int] = set()
+        """Keys of those that it has in hand."""
         self.life = 0
         """Which process this is, by number: clips of an earlier one must be begun again."""
         self.thread = ThreadPoolExecutor(1, thread_name_prefix="decode")
@@ -51,15 +54,13 @@ class _Process:
         try:
             self._connection.send(message)
             if descriptor is not None:
-                send_handle(self._connection, descriptor, self._child.pid)
+                socket.send_fds(self._socket, [HANDED_OVER], [descriptor])  # needs no file of its own
         except OSError as error:
             raise self._bury(error) from error
 
     def answer(self) -> Turn | None:
         """Await the answer: nothing to a Ping. Raises DecoderDiedError, and whatever the decoder raised."""
         try:
-            if not self._connection.poll(TURN_LIMIT_S):
-                raise TimeoutError  # an OSError
             answer = self._connection.recv()
         except (EOFError, OSError) as error:
             raise self._bury(error) from error
@@ -105,7 +106,10 @@ class _Process:
                 pass_fds=[theirs.fileno()],
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
             )
-        self._connection = Connection(ours.detach())
+        # Beyond it, whatever reads from the socket raises an OSError.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(TURN_LIMIT_S), 0))
+        self._socket = ours
+        self._connection = Connection(ours.fileno())
         self.life += 1
 
     def _bury(self, why: Exception) -> DecoderDiedError:
@@ -120,6 +124,7 @@ class _Process:
 
     def _end(self) -> None:
         self._child.wait()
+        self._socket.detach()
         self._connection.close()
 
 
@@ -133,12 +138,13 @@ class Decoding:
         """Whether all segments were taken."""
         self._process = process
         self._key = key
-        # One of its own, as a request that is given up closes its file in any moment.
-        self._descriptor = os.dup(clip.fileno())
+        with refused_if_no_file_is_left():
+            # One of its own, as a request that is given up closes its file in any moment.
+            self._descriptor = os.dup(clip.fileno())
         self.options = options
         self._life = 0
         self._taken = 0
-        process.clips += 1
+        process.clips.add(key)
 
     def take(self, count: int, began: Callable[[], None]) -> Future[list[Segment]]:
         """Decode up to `count` more segments. The future raises AudioError.
@@ -149,13 +155,17 @@ class Decoding:
 
     def close(self) -> None:
         """Let the decoder go, after a turn that is running."""
-        self._process.clips -= 1
         try:
             closing = self._process.thread.submit(self._close)
         except RuntimeError:  # the process is stopped, and with it this clip
-            os.close(self._descriptor)
+            self._forget()
         else:
-            closing.add_done_callback(lambda _: os.close(self._descriptor))
+            closing.add_done_callback(lambda _: self._forget())
+
+    def _forget(self) -> None:
+        """Not before a turn that is running has ended: a decoder that is stuck in it must look busy."""
+        os.close(self._descriptor)
+        self._process.clips.discard(self._key)
 
     def _take(self, count: int, began: Callable[[], None]) -> list[Segment]:
         began()
@@ -197,8 +207,11 @@ class Decoders:
         self._keys = itertools.count()
 
     def open(self, clip: BinaryIO, options: ReaderOptions) -> Decoding:
-        """Give a clip, a file with a descriptor, to a process; nothing is read before the first turn."""
-        process = min(self._processes, key=lambda process: process.clips)
+        """Give a clip, a file with a descriptor, to a process; nothing is read before the first turn.
+
+        Raises ProblemError if the process may open no more files.
+        """
+        process = min(self._processes, key=lambda process: len(process.clips))
         return Decoding(process, next(self._keys), clip, options)
 
     def ping(self) -> list[Future[None]]:

@@ -4,8 +4,10 @@ To add a failure, add a row to `PROBLEMS`; raise it with `ProblemError(slug)`, a
 `responses_for(...)` of each operation that can answer it.
 """
 
+import errno
 import http
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
@@ -240,6 +242,18 @@ class ProblemError(Exception):
         if retry_after_s is not None:
             self.headers["Retry-After"] = str(retry_after_s)
         super().__init__(f"{slug}: {self.detail}")
+
+
+@contextmanager
+def refused_if_no_file_is_left() -> Iterator[None]:
+    """Raise ProblemError where the block fails as the process may open no more files."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        detail = "As many files are open as the service may open."
+        raise ProblemError("bytes-full", detail, retry_after_s=1) from error
 
 
 def problem_of(slug: str, detail: str, hint: str, instance: str) -> Problem:

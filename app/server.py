@@ -78,9 +78,9 @@ class Server(uvicorn.Server):
     def _may_close(self) -> bool:
         waited = time.monotonic() - self._told
         settings = self._state.settings
-        if self.force_exit or self._state.failed:
+        if self.force_exit:
             return True
-        if waited > settings.grace_s:
+        if self._state.failed or waited > settings.grace_s:
             self._state.end_grace()
             return True
         return self._state.admitted == 0 and waited >= settings.drain_delay_s
@@ -152,6 +152,8 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         app,
         http=Connection,
         ws=StreamConnection,
+        # Behind sound that is held back, the answer to a ping comes late; `stream_idle_s` finds who is gone.
+        ws_ping_interval=None,
         ws_max_size=MOST_MESSAGE_BYTES,
         ws_per_message_deflate=False,  # sound does not get smaller, and each stream would hold its windows
         host=settings.host,
@@ -159,6 +161,7 @@ def _config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
         timeout_graceful_shutdown=CLOSING_S,
     )
 

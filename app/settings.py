@@ -4,6 +4,7 @@ One megabyte (MB) is 1,000,000 bytes. A *segment* is the unit of work on the dev
 """
 
 import hashlib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
@@ -34,6 +35,17 @@ def _split(value: str | Iterable[str]) -> tuple[str, ...]:
     """`"a, b"` or `["a", "b"]` -> `("a", "b")`."""
     parts = value.split(",") if isinstance(value, str) else value
     return tuple(part.strip() for part in parts if part.strip())
+
+
+def _origins(value: str | Iterable[str]) -> tuple[str, ...]:
+    origins = _split(value)
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", origin):
+            raise ValueError(
+                f"TAGGER_CORS_ORIGINS: {origin!r} is not what browsers send: https://HOST or https://HOST:PORT,"
+                " without a / behind it"
+            )
+    return origins
 
 
 def _hash_keys(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -100,6 +112,11 @@ class Settings(BaseSettings):
     """Most seconds that `X-Request-Timeout` may ask for; more is cut to this. At least
     `request_timeout_s`."""
 
+    keep_alive_s: int = Field(default=130, ge=1, le=3600)
+    """Seconds for which a connection is kept open between requests. Low: a proxy that keeps its connections
+    longer (Caddy: 120 s, others 60) sends requests into ones that close, which its clients see as 502. High:
+    idle clients hold connections, of which there are as many as files may be open."""
+
     decoders: int = Field(default_factory=lambda: min(cpu_count(), MAX_DECODERS), ge=1, le=256)
     """Processes that decode, a clip each at a time; if not set, one per core (of those that a container may
     use), at most 8. Low: the device waits for audio. High: memory, 20 MB each and about 4 MB for each clip
@@ -151,7 +168,7 @@ class Settings(BaseSettings):
     once. Empty: the service is open to whoever reaches it, and the log warns of that unless it listens on
     this machine only. Set, but without a key in it: no start. Health, documentation and the page are always
     open."""
-    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)] = ()
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
     """Origins, separated by commas, whose web pages may call the service. Empty: none (CORS is off). `*`:
     any."""
 

@@ -1,14 +1,19 @@
 """One stream's connection, bounded in what it writes and in how long it closes: uvicorn bounds what is read.
 
+An opening that cannot be read uvicorn neither answers nor closes, and it fails to stop while there is one.
+
 uvicorn answers each ping at once. Of a client that takes no answer, the pongs would fill the memory, and the
 transport would wait for ever to be rid of them before it closed.
 """
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
+from fastapi import FastAPI
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from app.connection import refuse_unreadable
 
 if TYPE_CHECKING:
     from uvicorn._types import ASGIReceiveEvent
@@ -29,6 +34,14 @@ class StreamConnection(WebSocketsSansIOProtocol):
     def __init__(self, *args: object, **options: object) -> None:
         super().__init__(*args, **options)  # type: ignore[arg-type] # uvicorn's own
         self.logger = self.conn.logger = LOGGER
+
+    def data_received(self, data: bytes) -> None:
+        """Refuse an opening that cannot be read."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.handshake_initiated:
+            self.close_sent = True  # so that a stop only closes
+            detail = "The stream's opening has too many headers, too long ones, or a body."
+            refuse_unreadable(self.transport, cast(FastAPI, self.config.app), detail)
 
     def pause_writing(self) -> None:
         """Read no more, as pings are answered whether or not their answers are taken."""

@@ -5,7 +5,6 @@ Starlette's own form parser spools files to disk; here a clip is only ever held 
 decoder's process can read it, too.
 """
 
-import errno
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -17,12 +16,14 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from app.problems import ProblemError
+from app.problems import ProblemError, refused_if_no_file_is_left
 
 FIELD: Final = b"file"
 FORM: Final = b"multipart/form-data"
 MOST_OTHER_PARTS: Final = 100
 """Of a form, beside clips: each costs the event loop some microseconds, and 128 MB hold millions of them."""
+MOST_TEXT: Final = 200
+"""Bytes of a field that may be a name typed in place of a file; no clip is as short."""
 RAW_TYPES: Final = ("audio/", "video/", "application/octet-stream", "application/ogg")
 
 
@@ -33,13 +34,8 @@ def memory_file() -> Iterator[BinaryIO]:
     At the end of the block its memory is given back, although a decoder may still be reading.
     Raises ProblemError if the process may open no more files.
     """
-    try:
+    with refused_if_no_file_is_left():
         opened = _nameless_file()
-    except OSError as error:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            raise
-        detail = "As many files are open as the service may open."
-        raise ProblemError("bytes-full", detail, retry_after_s=1) from error
     with opened as file:
         try:
             yield file
@@ -59,6 +55,7 @@ async def clip_of(request: Request) -> AsyncIterator[BinaryIO]:
 
     Raises ProblemError, ClientDisconnect.
     """
+    _refuse_compressed(request)
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     with ExitStack() as files:
         if media_type == FORM:
@@ -78,6 +75,7 @@ async def clips_of(request: Request, most: int) -> AsyncIterator[list[BinaryIO]]
 
     Raises ProblemError, ClientDisconnect.
     """
+    _refuse_compressed(request)
     media_type, options = parse_options_header(request.headers.get("content-type", ""))
     if media_type != FORM:
         raise ProblemError(
@@ -88,6 +86,13 @@ async def clips_of(request: Request, most: int) -> AsyncIterator[list[BinaryIO]]
     with ExitStack() as files:
         too_many = ProblemError("too-many-clips", f"The form has more than {most} fields named `file`.")
         yield await _read_form(request, options.get(b"boundary", b""), files, most, too_many)
+
+
+def _refuse_compressed(request: Request) -> None:
+    coding = request.headers.get("content-encoding", "identity")
+    if coding.lower() != "identity":
+        detail = f"Content-Encoding is {coding[:100]}, which is not undone here."
+        raise ProblemError("media-type", detail, hint="Send the clip as it is, without Content-Encoding.")
 
 
 async def read_raw(request: Request, files: ExitStack) -> BinaryIO:
@@ -122,6 +127,7 @@ class _Form:
     most: int
     too_many: ProblemError
     clips: list[BinaryIO] = field(default_factory=list)
+    unnamed: list[BinaryIO] = field(default_factory=list)
     parts: int = 0
     ended: bool = False
     _name: bytes = b""
@@ -145,6 +151,9 @@ class _Form:
             raise ProblemError("malformed-multipart")
         if not self.clips:
             raise ProblemError("no-clip")
+        for clip in self.unnamed:
+            if text := _as_text(clip):
+                raise ProblemError("no-clip", f"The field `file` holds a text, not a file: {text!r}.")
         return self.clips
 
     def _begin(self) -> None:
@@ -165,11 +174,14 @@ class _Form:
         self._name = self._value = b""
 
     def _on_headers(self) -> None:
-        if parse_options_header(self._disposition)[1].get(b"name") == FIELD:
+        options = parse_options_header(self._disposition)[1]
+        if options.get(b"name") == FIELD:
             if len(self.clips) == self.most:
                 raise self.too_many
             self._sink = self.files.enter_context(memory_file())
             self.clips.append(self._sink)
+            if b"filename" not in options:
+                self.unnamed.append(self._sink)
 
     def _on_data(self, data: bytes, start: int, end: int) -> None:
         if self._sink is not None:
@@ -177,3 +189,12 @@ class _Form:
 
     def _end(self) -> None:
         self.ended = True
+
+
+def _as_text(clip: BinaryIO) -> str:
+    """What a clip says if it is but some letters, the name of the file that was meant, say; else nothing."""
+    if clip.tell() > MOST_TEXT:
+        return ""
+    clip.seek(0)
+    text = clip.read().decode("utf-8", "replace")
+    return text if text.isprintable() and "\ufffd" not in text else ""

@@ -34,6 +34,10 @@ async def ready(state: WithState) -> Health:
     return Health(status="ready")
 
 
+for path, health in (("/health/live", live), ("/health/ready", ready)):
+    router.head(path, include_in_schema=False)(health)  # as some monitors ask
+
+
 @router.get(
     "/metrics",
     summary="Metrics for Prometheus",

@@ -124,5 +124,6 @@ def _parse(body: BinaryIO, clip: BinaryIO) -> LabelParameters:
             raise ProblemError("bad-json") from error
         raise from_validation(error.errors()) from error
     except ValueError as error:
-        raise ProblemError("bad-parameter", f"inputs: not base64 ({error}).") from error
+        hint = "Send the clip in base64 on one line, without line breaks (base64 -w0)."
+        raise ProblemError("bad-parameter", f"inputs: not base64 ({error}).", hint=hint) from error
     return parsed.parameters

@@ -48,7 +48,7 @@ class WebFiles(StaticFiles):
 files = WebFiles(directory=FOLDER)
 
 
-@router.get("/", include_in_schema=False)
+@router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
 async def home(request: Request) -> Response:
     """Answer the page."""
     response = await files.get_response("index.html", request.scope)

@@ -123,10 +123,14 @@ def answer_of(
     tagging: Tagging, thresholds: Mapping[str, float], query: TagQuery, state: State, timing: Timing
 ) -> TagResponse:
     """Put the tagger's findings into the wire's form."""
-    windows = [Window(start_s=w.start_s, end_s=w.end_s, scores=w.scores) for w in tagging.windows]
+    windows = (
+        [Window(start_s=w.start_s, end_s=w.end_s, scores=w.scores) for w in tagging.windows]
+        if query.windows
+        else None
+    )
     return TagResponse(
         tags=tags_of(tagging, thresholds),
-        windows=windows if query.windows else None,
+        windows=windows,
         audio=audio_of(tagging),
         model=model_of(state),
         timing_ms=timing,

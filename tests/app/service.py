@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import httpx
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from starlette.types import Message
 from typer.testing import CliRunner, Result
 
+import app.cli
 from app.cli import cli
 from app.main import create_app
 from app.settings import Settings
@@ -60,9 +62,13 @@ def run(*arguments: str | Path) -> Result:
     return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli, [str(item) for item in arguments])
 
 
+_load_once = cache(app.cli._load)
+
+
 def run_tag(*arguments: str | Path) -> Result:
-    """`music-tagger tag` on the CPU."""
-    return run("tag", "--device", "cpu", *arguments)
+    """`music-tagger tag` on the CPU, but that the first call alone loads the tagger."""
+    with patch("app.cli._load", _load_once):
+        return run("tag", "--device", "cpu", *arguments)
 
 
 def scores(response: httpx.Response) -> dict[str, float]:

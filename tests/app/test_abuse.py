@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import resource
 import socket
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def grew(before: Footprint, after: Footprint) -> bool:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
-    with server_process(max_upload_mb=16, upload_idle_s=1, max_audio_s=60) as process:
+    with server_process(max_upload_mb=16, upload_idle_s=1, max_audio_s=60, keep_alive_s=2) as process:
         with ThreadPoolExecutor(8) as clients:  # until each decoder's thread was started
             assert all(map(scores, clients.map(process.post, [tune(10)] * 16)))
         yield process
@@ -259,6 +260,39 @@ def test_what_is_no_http_gets_a_problem_and_is_counted(server: Process) -> None:
     assert told.count(problem["instance"]) == 1
 
 
+OPENING = (
+    *("GET /v1/stream HTTP/1.1", "Host: x", "Connection: Upgrade", "Upgrade: websocket"),
+    *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="),
+)
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [["Cookie: " + 9000 * "x"], [f"X-{number}: 1" for number in range(130)], ["Content-Length: 5"]],
+    ids=["long", "many", "a body"],
+)
+def test_a_stream_s_opening_that_cannot_be_read_is_refused(server: Process, headers: list[str]) -> None:
+    answer = say(server, "\r\n".join([*OPENING, *headers, "", ""]).encode())
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert json.loads(body)["type"] == "/problems/bad-request"
+
+
+def test_a_connection_is_kept_for_the_next_request_and_closed_when_none_comes(server: Process) -> None:
+    with connected(server) as line:
+        line.sendall(GET)
+        heard(line)
+        time.sleep(1)
+        line.sendall(GET)
+        heard(line)
+        answered = time.monotonic()
+
+        assert line.recv(1) == b""
+
+    assert 1.5 < time.monotonic() - answered < PATIENCE_S
+
+
 def test_an_empty_line_behind_a_request_keeps_no_connection_for_ever(server: Process) -> None:
     started = time.monotonic()
 
@@ -377,6 +411,48 @@ def test_forms_that_would_open_too_many_files_are_refused_and_hurt_no_other() ->
         assert b"/problems/bytes-full" in refused
         assert b"retry-after: 1\r\n" in refused
         assert scores(server.post(tune(2)))
+
+
+def test_clips_for_which_no_file_is_left_are_refused_and_kill_no_decoder() -> None:
+    many = [("file", (f"{number}.wav", tune(2), "audio/wav")) for number in range(32)]
+    with server_process(decoders=1) as server:
+        server.post(tune(2))
+        most = footprint(server).files + len(many) + 8
+        resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (most, most))
+
+        batch = httpx.post(f"{server.url}/v1/tags/batch", files=many, timeout=PATIENCE_S)
+
+        statuses = Counter(item["status"] for item in batch.json()["items"])
+        assert statuses.keys() == {200, 429}, statuses
+        assert server.metric("music_tagger_decoder_deaths_total") == 0
+
+
+FAILS_AT_AN_UPLOAD = """
+import threading, time
+from app import server
+
+def fail(state):
+    while not state.admitted:
+        time.sleep(0.01)
+    state.fail()
+
+def create_app(settings, create_app=server.create_app):
+    app = create_app(settings)
+    threading.Thread(target=fail, args=[app.state.tagger_service], daemon=True).start()
+    return app
+
+server.create_app = create_app
+raise SystemExit(server.serve(server.Settings()))
+"""
+
+
+def test_an_upload_to_a_service_that_gives_up_is_told_so() -> None:
+    with server_process(["-c", FAILS_AT_AN_UPLOAD]) as server:
+        answer = say(server, post("Content-Length: 100"), b"half")
+
+        assert answer.startswith(b"HTTP/1.1 503")
+        assert b"/problems/draining" in answer
+        assert server.process.wait(PATIENCE_S) == 1
 
 
 @pytest.mark.parametrize(

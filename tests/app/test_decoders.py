@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -51,6 +52,14 @@ def decoding(decoders: Decoders, clip: bytes, how: ReaderOptions = HOW) -> Itera
 
 def take(clip: Decoding, count: int, began: Callable[[], None] = lambda: None) -> list[NDArray[np.float32]]:
     return clip.take(count, began).result(timeout=60)
+
+
+def rest(clip: Decoding) -> list[NDArray[np.float32]]:
+    """All that is left, in turns of a few segments; turns in which a start is left out give none."""
+    found: list[NDArray[np.float32]] = []
+    while not clip.ended:
+        found += take(clip, 3)
+    return found
 
 
 def pids(parent: int | None = None) -> list[int]:
@@ -149,10 +158,10 @@ def test_a_clip_goes_on_where_it_was_when_its_decoder_died_between_turns(
     with decoding(decoders, tune(30)) as clip:
         first = take(clip, 2)
         os.kill(pids()[0], signal.SIGKILL)
-        rest = take(clip, 6)
+        after = rest(clip)
 
     assert len(deaths) == 1
-    assert np.array_equal(np.concatenate([*first, *rest]), read_audio(tune(30))[0])
+    assert np.array_equal(np.concatenate([*first, *after]), read_audio(tune(30))[0])
 
 
 def test_a_clip_that_kills_every_decoder_is_given_up_and_hurts_no_other(
@@ -167,24 +176,48 @@ def test_a_clip_that_kills_every_decoder_is_given_up_and_hurts_no_other(
             time.sleep(0.01)
         with pytest.raises(UndecodableAudioError, match="twice"):
             turn.result()
-        after = take(other, 6)
+        after = rest(other)
 
     assert len(deaths) >= 2
     assert np.array_equal(np.concatenate([*before, *after]), read_audio(tune(30))[0])
 
 
-def test_a_decoder_that_does_not_answer_is_replaced(
-    decoders: Decoders, deaths: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    decoders.ping()[0].result(timeout=60)
-    monkeypatch.setattr("app.decoders.TURN_LIMIT_S", 2.0)
+@pytest.fixture
+def two_decoders(deaths: list[int], monkeypatch: pytest.MonkeyPatch) -> Iterator[Decoders]:
+    """They are given up after a few seconds; the first process is that of the first clip."""
+    monkeypatch.setattr("app.decoders.TURN_LIMIT_S", 3.0)
+    running = Decoders(2, lambda: deaths.append(1))
+    for there in running.ping():
+        there.result(timeout=60)
+    yield running
+    running.stop()
 
-    with decoding(decoders, tune(10)) as clip:
+
+def test_a_decoder_that_does_not_answer_is_replaced(two_decoders: Decoders, deaths: list[int]) -> None:
+    with decoding(two_decoders, tune(10)) as clip:
         os.kill(pids()[0], signal.SIGSTOP)
         segments = take(clip, 6)
 
     assert deaths == [1]
     assert len(segments) == 2
+
+
+def test_a_decoder_that_is_stuck_in_a_clip_that_was_given_up_gets_no_other(
+    two_decoders: Decoders, deaths: list[int]
+) -> None:
+    began = threading.Event()
+    with decoding(two_decoders, tune(10)) as given_up:
+        os.kill(pids()[0], signal.SIGSTOP)
+        stuck = given_up.take(6, began.set)
+        assert began.wait(60)
+
+    for _ in range(3):
+        with decoding(two_decoders, tune(10)) as clip:
+            assert len(take(clip, 6)) == 2
+            assert not stuck.done()
+    with suppress(AudioError):
+        stuck.result(timeout=60)
+    assert deaths == [1]
 
 
 def test_a_decoder_does_not_load_what_it_does_not_need() -> None:

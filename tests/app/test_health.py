@@ -33,6 +33,11 @@ async def test_live_and_ready(service: Service) -> None:
     assert service.metric("music_tagger_ready") == 1
 
 
+@pytest.mark.parametrize("path", ["/", "/health/live", "/health/ready"])
+async def test_monitors_may_ask_for_the_head_alone(service: Service, path: str) -> None:
+    assert (await service.client.head(path)).status_code == 200
+
+
 async def test_not_ready_until_the_model_answered_the_warm_up(tagger: Tagger) -> None:
     held = HeldTagger(tagger)
     held.hold()

@@ -114,6 +114,7 @@ GOOD = base64.b64encode(tune(2)).decode()
             "sigmoid",
         ),
         ("", {"json": {"inputs": "%%%"}}, 422, "bad-parameter", "base64"),
+        ("", {"json": {"inputs": GOOD[:76] + "\n" + GOOD[76:]}}, 422, "bad-parameter", "base64"),
         ("", {"json": {"inputs": "ä"}}, 422, "bad-parameter", "base64"),
         ("", {"json": {"parameters": {}}}, 422, "bad-parameter", "inputs"),
         ("", {"json": {"inputs": ""}}, 400, "empty-clip", "empty"),

@@ -20,6 +20,10 @@ def test_each_setting_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch
     assert settings.cors_origins == ("https://a.example", "https://b.example")
 
 
+def test_a_connection_is_kept_for_longer_than_by_proxies() -> None:
+    assert Settings().keep_alive_s > 120  # Caddy's, the longest of those that are common
+
+
 def test_an_empty_variable_is_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
     default = Settings()
     for name in ("TAGGER_WEIGHTS", "TAGGER_THREADS", "TAGGER_DECODERS", "TAGGER_API_KEYS"):
@@ -92,6 +96,8 @@ def test_a_name_that_is_no_setting_is_found() -> None:
         ("clip_segments", "2000"),
         ("min_audio_s", "-1"),
         ("batch_segments", "many"),
+        ("cors_origins", "https://a.example/"),
+        ("cors_origins", "a.example"),
     ],
 )
 def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:

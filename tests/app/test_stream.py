@@ -455,6 +455,7 @@ async def test_keys_come_as_a_header_or_in_the_first_message() -> None:
             ({}, {"key": "bad-key-1"}, "key-wrong"),
             ({"Authorization": "Bearer bad-key-1"}, {"key": "right-key-1"}, "key-wrong"),
             ({}, {"key": "right-key-1"}, ""),
+            ({"Authorization": "Basic dTpw"}, {"key": "right-key-1"}, ""),
             ({"Authorization": "Bearer right-key-1"}, {}, ""),
         ]
         for headers, sent, slug in bearers:

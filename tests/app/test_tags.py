@@ -260,6 +260,8 @@ FORMS: dict[str, tuple[dict[str, Any], int, str]] = {
         400,
         "malformed-multipart",
     ),
+    "a name in place of a file": ({"files": {"file": (None, b"song.mp3")}}, 400, "no-clip"),
+    "compressed": ({"content": b"x", "headers": {"Content-Encoding": "gzip"}}, 415, "media-type"),
     "json": ({"json": {"file": "song.mp3"}}, 415, "media-type"),
     "urlencoded": ({"data": {"file": "song.mp3"}}, 415, "media-type"),
 }
