@@ -8,6 +8,7 @@ import codecs
 import io
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from dataclasses import replace
 from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -128,6 +130,8 @@ def serve(
     threads: Threads = None,
 ) -> None:
     """Serve over HTTP. What is not given comes from TAGGER_* in the environment (see app/settings.py)."""
+    # As the first process of a container it would not hear of it before uvicorn runs.
+    signal.signal(signal.SIGTERM, _stop)
     from pydantic import ValidationError
 
     from app.server import serve as run
@@ -149,6 +153,12 @@ def serve(
         ]
         _refuse("; ".join(findings))
     raise typer.Exit(run(settings))
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """End while nothing is served yet."""
+    del number, frame
+    raise SystemExit(0)
 
 
 class _NothingEmpty(TyperCommand):

@@ -1,5 +1,6 @@
 """What surrounds every request: its id, its line in the log, its count, and the last net under failures."""
 
+import logging
 import re
 import time
 import uuid
@@ -20,6 +21,8 @@ REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 PAGES_POLICY: Final = "default-src 'self' 'unsafe-inline' data: blob:; frame-ancestors 'self'"
 CLOSED: Final = "the handler is closed"
 """What uvloop says to who writes on a connection that was lost."""
+PROBES: Final = frozenset({"GET /health/live", "GET /health/ready", "GET /metrics"})
+"""Asked some twenty times a minute: where all is well, the log need not hold it."""
 METHODS: Final = frozenset({"GET", "POST", "WS"})
 
 
@@ -86,7 +89,8 @@ class RequestContext:
         self._metrics.total.labels(operation).observe(seconds)
         line = {"operation": operation, "status": status, "outcome": outcome, "ms": round(seconds * 1000, 1)}
         line["bytes"] = state.get("upload_bytes", 0)
-        logger.info("request", extra={"request_id": state["request_id"], **line, **trace_id()})
+        level = logging.DEBUG if operation in PROBES and outcome == "ok" else logging.INFO
+        logger.log(level, "request", extra={"request_id": state["request_id"], **line, **trace_id()})
 
 
 class _Answer:

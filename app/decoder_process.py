@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
 from multiprocessing.connection import Connection
@@ -160,9 +160,19 @@ def serve(connection: Connection) -> None:
 
 
 def _receive_file(connection: Connection) -> int:
-    with socket.socket(fileno=os.dup(connection.fileno())) as channel:
+    with borrowed(connection) as channel:
         _, [file_descriptor], _, _ = socket.recv_fds(channel, len(HANDED_OVER), 1)
         return file_descriptor
+
+
+@contextmanager
+def borrowed(connection: Connection) -> Iterator[socket.socket]:
+    """A connection's socket, which stays the connection's; no other file is needed."""
+    channel = socket.socket(fileno=connection.fileno())
+    try:
+        yield channel
+    finally:
+        channel.detach()
 
 
 def read_segment(file_descriptor: int, segment_samples: int) -> Segment:

@@ -19,7 +19,17 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, Final, cast
 
-from app.decoder_process import HANDED_OVER, Close, Open, Ping, ReaderOptions, Take, Turn, read_segment
+from app.decoder_process import (
+    HANDED_OVER,
+    Close,
+    Open,
+    Ping,
+    ReaderOptions,
+    Take,
+    Turn,
+    borrowed,
+    read_segment,
+)
 from app.logs import logger
 from app.problems import refused_if_no_file_is_left
 from model.audio import AudioInfo, UndecodableAudioError
@@ -30,6 +40,9 @@ ATTEMPTS: Final = 2
 TURN_LIMIT_S: Final = 20.0
 """A turn takes 50 ms: one that takes so much longer will never end. Two of them are less than the age of work
 from which the service is not ready, as other decoders go on."""
+
+NOT_ITS_OWN: Final = ("TAGGER_", "OTEL_", "CLIENT_KEYS", "METRICS_KEY")
+"""Beginnings of variables' names: the settings, traces' tokens, and what keys are made of in deploy/."""
 
 
 class DecoderDiedError(RuntimeError):
@@ -54,7 +67,8 @@ class _Process:
         try:
             self._connection.send(message)
             if descriptor is not None:
-                socket.send_fds(self._socket, [HANDED_OVER], [descriptor])  # needs no file of its own
+                with borrowed(self._connection) as channel:
+                    socket.send_fds(channel, [HANDED_OVER], [descriptor])
         except OSError as error:
             raise self._bury(error) from error
 
@@ -101,15 +115,15 @@ class _Process:
         ours, theirs = socket.socketpair()
         with theirs:
             self._child = subprocess.Popen(  # noqa: S603 - this very program
-                [sys.executable, "-m", "app.decoder_process", str(theirs.fileno())],
+                # -P: a folder `app` where the service is started is another's.
+                [sys.executable, "-P", "-m", "app.decoder_process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"},
+                env=_environment(),
             )
         # Beyond it, whatever reads from the socket raises an OSError.
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(TURN_LIMIT_S), 0))
-        self._socket = ours
-        self._connection = Connection(ours.fileno())
+        self._connection = Connection(ours.detach())
         self.life += 1
 
     def _bury(self, why: Exception) -> DecoderDiedError:
@@ -124,8 +138,13 @@ class _Process:
 
     def _end(self) -> None:
         self._child.wait()
-        self._socket.detach()
         self._connection.close()
+
+
+def _environment() -> dict[str, str]:
+    """This process's without the settings, keys among them: a decoder meets hostile bytes, and needs none."""
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(NOT_ITS_OWN)}
+    return kept | {"PYTHONPATH": os.pathsep.join(sys.path), "OPENBLAS_NUM_THREADS": "1"}
 
 
 class Decoding:
@@ -144,6 +163,7 @@ class Decoding:
         self.options = options
         self._life = 0
         self._taken = 0
+        self._turn: Future[list[Segment]] | None = None
         process.clips.add(key)
 
     def take(self, count: int, began: Callable[[], None]) -> Future[list[Segment]]:
@@ -151,20 +171,23 @@ class Decoding:
 
         `began` is called, in a thread, when the clip's turn has come.
         """
-        return self._process.thread.submit(self._take, count, began)
+        self._turn = self._process.thread.submit(self._take, count, began)
+        return self._turn
 
     def close(self) -> None:
-        """Let the decoder go, after a turn that is running."""
+        """Let the decoder go, after a turn that is running: until then it has the clip in hand."""
+        if self._turn is None:
+            self._leave()
+        else:
+            self._turn.add_done_callback(self._leave)
         try:
             closing = self._process.thread.submit(self._close)
         except RuntimeError:  # the process is stopped, and with it this clip
-            self._forget()
+            os.close(self._descriptor)
         else:
-            closing.add_done_callback(lambda _: self._forget())
+            closing.add_done_callback(lambda _: os.close(self._descriptor))
 
-    def _forget(self) -> None:
-        """Not before a turn that is running has ended: a decoder that is stuck in it must look busy."""
-        os.close(self._descriptor)
+    def _leave(self, _: object = None) -> None:
         self._process.clips.discard(self._key)
 
     def _take(self, count: int, began: Callable[[], None]) -> list[Segment]:

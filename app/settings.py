@@ -7,7 +7,7 @@ import hashlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
 from loky import cpu_count
 from pydantic import BeforeValidator, Field, model_validator
@@ -69,7 +69,8 @@ class Settings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port. 0 takes any free one (the log names it); below 1024 needs privileges."""
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
-    """Least level that is logged. warning: no line a request, so only the metrics count them."""
+    """Least level that is logged. debug: probes and scrapes, too. warning: no line a request, so only the
+    metrics count them."""
 
     weights: Path | None = None
     """Folder of the bundle (tagger.json, tagger.safetensors). Empty: the one that is shipped."""
@@ -168,9 +169,25 @@ class Settings(BaseSettings):
     once. Empty: the service is open to whoever reaches it, and the log warns of that unless it listens on
     this machine only. Set, but without a key in it: no start. Health, documentation and the page are always
     open."""
+    api_keys_file: Path | None = None
+    """A file with such keys, one a line or separated by commas, beside those of `TAGGER_API_KEYS`; read at
+    the start. Whoever can read this process's environment does not see them."""
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(_origins)] = ()
     """Origins, separated by commas, whose web pages may call the service. Empty: none (CORS is off). `*`:
     any."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_keys(cls, given: dict[str, Any]) -> dict[str, Any]:
+        if not (path := given.get("api_keys_file")):
+            return given
+        try:
+            keys = _split(Path(path).read_text(encoding="utf-8").replace("\n", ","))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"TAGGER_API_KEYS_FILE: cannot be read: {error}") from error
+        if not keys:  # whoever named it meant to close the service
+            raise ValueError(f"TAGGER_API_KEYS_FILE: {path} holds no key: write one a line")
+        return {**given, "api_keys": (*_split(given.get("api_keys") or ()), *keys)}
 
     @model_validator(mode="after")
     def _check_combinations(self) -> Self:

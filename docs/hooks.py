@@ -104,13 +104,15 @@ def settings() -> str:
     """Every setting: what to write in the environment, and what follows from it."""
     sections = []
     for name, field in Settings.model_fields.items():
-        facts = [_type(field), f"default {_default(field)}", *_bounds(field)]
+        facts = [_type(name, field), f"default {_default(field)}", *_bounds(field)]
         told = " ".join((field.description or "").split())
         sections.append(f"### `TAGGER_{name.upper()}`\n\n*{', '.join(facts)}*\n\n{told}\n")
     return "\n".join(sections)
 
 
-def _type(field: FieldInfo) -> str:
+def _type(name: str, field: FieldInfo) -> str:
+    if name.endswith("_file"):
+        return "file"
     kind = field.annotation
     if isinstance(kind, type) and kind in (str, int, float):
         return {str: "text", int: "whole number", float: "number"}[kind]

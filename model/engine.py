@@ -7,6 +7,7 @@ another, and the memory does not grow with the batch.
 """
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -155,8 +156,7 @@ class OpenVinoEngine:
     name = "openvino"
 
     def __init__(self, network: TaggerNetwork, precision: str, threads: int) -> None:
-        import openvino
-
+        openvino = import_openvino()
         self.precision = precision
         self._log_mel = _traced(unfold_mel_scale(network.log_mel), torch.zeros(1, SEGMENT_SAMPLES))
         # Compiled for throughput: a stream is a thread with memory of its own. Pinned streams would hold on
@@ -170,7 +170,9 @@ class OpenVinoEngine:
         self._compiled = openvino.Core().compile_model(_graph_of(network), "CPU", options)
         self._mine = local()
         self._threads = threads
-        self._pool = ThreadPoolExecutor(threads, "engine", self._prepare_thread)
+        # Its threads must not hold this engine: they end when it is forgotten.
+        prepare = partial(_prepare_thread, self._compiled, self._mine)
+        self._pool = ThreadPoolExecutor(threads, "engine", prepare)
 
     def __call__(self, segments: FloatArray) -> FloatArray:
         """See Engine."""
@@ -184,14 +186,6 @@ class OpenVinoEngine:
         """Rows -> their embeddings, as many to each thread."""
         shares = np.array_split(rows, min(self._threads, len(rows)))
         return np.concatenate(list(self._pool.map(work, shares)))
-
-    def _prepare_thread(self) -> None:
-        # Holds for this thread and for those that PyTorch sees for the first time after it.
-        torch.set_num_threads(1)
-        request = self._compiled.create_infer_request()
-        self._mine.request = request
-        self._mine.mel = request.get_input_tensor().data
-        self._mine.embedding = request.get_output_tensor().data
 
     @torch.inference_mode()
     def _embed_segments(self, segments: FloatArray) -> FloatArray:
@@ -207,6 +201,27 @@ class OpenVinoEngine:
         self._mine.request.infer()
         embedding: FloatArray = self._mine.embedding[0].copy()  # the next call overwrites it
         return embedding
+
+
+def _prepare_thread(compiled: Any, mine: local) -> None:  # noqa: ANN401 - of a package that may be missing
+    # Holds for this thread and for those that PyTorch sees for the first time after it.
+    torch.set_num_threads(1)
+    request = compiled.create_infer_request()
+    mine.request = request
+    mine.mel = request.get_input_tensor().data
+    mine.embedding = request.get_output_tensor().data
+
+
+def import_openvino() -> Any:  # noqa: ANN401 - of a package that may be missing
+    """OpenVINO without its telemetry, which would call its maker now, and write into the home folder.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type] # as if it were not installed
+    import openvino
+
+    return openvino
 
 
 def choose_engine(
@@ -276,7 +291,7 @@ def probe() -> FloatArray:
 def has_bf16() -> bool:
     """Whether OpenVINO is there and this CPU computes in bfloat16 by instructions of its own."""
     try:
-        import openvino
+        openvino = import_openvino()
     except ImportError:
         return False
     return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -318,6 +333,7 @@ def _graph_of(network: TaggerNetwork) -> Any:  # noqa: ANN401 - of a package tha
 
 def to_openvino(module: nn.Module, example: Tensor) -> Any:  # noqa: ANN401 - of a package that may be missing
     """A module in evaluation mode as OpenVINO's graph, for inputs of just the example's shape."""
+    import_openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from model.engine import to_openvino
+from model.engine import import_openvino, to_openvino
 from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel
 from model.network import MusicalBranch, NetworkConfig
 from model.training import warm_start
@@ -103,8 +103,7 @@ class Compiled:
     """A module in OpenVINO, on one thread, for inputs of one shape: row by row."""
 
     def __init__(self, module: nn.Module, example: Tensor) -> None:
-        import openvino
-
+        openvino = import_openvino()
         options = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1, "ENABLE_CPU_PINNING": False}
         compiled = openvino.Core().compile_model(to_openvino(module, example), "CPU", options)
         self._request = compiled.create_infer_request()

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -399,6 +400,20 @@ def test_a_manifest_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
     assert result.exit_code == 2
     assert "my.csv: cannot be written" in result.stderr
+
+
+def test_a_stop_before_anything_is_served_is_in_order() -> None:
+    """Whether the process minds it: the first one of a container would not, but for a handler."""
+    caught = re.compile(r"^SigCgt:\s+(\w+)$", re.MULTILINE)
+    with subprocess.Popen([sys.executable, "-m", "app.cli", "serve", "--port", str(free_port())]) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while not int(caught.findall(status.read_text())[0], 16) >> (signal.SIGTERM - 1) & 1:
+            assert process.poll() is None
+            time.sleep(0.001)
+
+        process.terminate()
+
+        assert process.wait(PATIENCE_S) == 0
 
 
 def test_serve_answers_on_the_port_that_was_named() -> None:

@@ -228,6 +228,33 @@ def test_a_decoder_does_not_load_what_it_does_not_need() -> None:
     assert {"torch", "fastapi", "openvino"} & set(loaded.stdout.split()) == set()
 
 
+def test_a_decoder_knows_no_setting_and_no_key(monkeypatch: pytest.MonkeyPatch, deaths: list[int]) -> None:
+    monkeypatch.setenv("TAGGER_API_KEYS", "secret-key")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret-token")
+
+    running = Decoders(1, lambda: deaths.append(1))
+    running.ping()[0].result(timeout=60)
+    [environment] = [Path(f"/proc/{pid}/environ").read_bytes() for pid in pids()]
+    running.stop()
+
+    assert b"PYTHONPATH" in environment
+    assert b"secret" not in environment
+
+
+def test_a_folder_of_the_same_name_where_it_is_started_is_not_taken_for_the_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, deaths: list[int]
+) -> None:
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app" / "__init__.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+
+    running = Decoders(1, lambda: deaths.append(1))
+    running.ping()[0].result(timeout=60)
+    running.stop()
+
+    assert deaths == []
+
+
 def test_stopping_leaves_no_process(deaths: list[int]) -> None:
     running = Decoders(2, lambda: deaths.append(1))
     for there in running.ping():

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -40,6 +41,32 @@ def test_keys_are_hashed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settings.api_keys == (hash_key("open-sesame"), hash_key("other"))
     assert "open-sesame" not in repr(settings) + settings.model_dump_json()
     assert hash_key("open-sesame") not in repr(settings)
+
+
+def test_keys_may_lie_in_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("of-a-file\nanother, third\n")
+    monkeypatch.setenv("TAGGER_API_KEYS_FILE", str(tmp_path / "keys"))
+    alone = Settings()
+    monkeypatch.setenv("TAGGER_API_KEYS", "open-sesame")
+
+    beside = Settings()
+
+    assert alone.api_keys == tuple(map(hash_key, ("of-a-file", "another", "third")))
+    assert beside.api_keys == (hash_key("open-sesame"), *alone.api_keys)
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\n , \n", b"\xff\xfe"], ids=["none", "empty", "blank", "binary"]
+)
+def test_a_file_without_a_key_does_not_open_the_service(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, content: bytes | None
+) -> None:
+    if content is not None:
+        (tmp_path / "keys").write_bytes(content)
+    monkeypatch.setenv("TAGGER_API_KEYS_FILE", str(tmp_path / "keys"))
+
+    with pytest.raises(ValidationError, match="TAGGER_API_KEYS_FILE"):
+        Settings()
 
 
 @pytest.mark.parametrize("value", [" , ", "\n", ",", " "])
