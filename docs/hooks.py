@@ -148,8 +148,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     card = (ROOT / "MODEL_CARD.md").read_text(encoding="utf-8")
     card = re.sub(r"\]\((?!https?:|#)", "](../", card)  # as its links would be written here
     files.append(File.generated(config, "MODEL_CARD.md", content=card))
-    openapi = create_app(Settings(), tagger=tagger()).openapi()
-    files.append(File.generated(config, "openapi.json", content=json.dumps(openapi)))
+    openapi = json.dumps(create_app(Settings(), tagger=tagger()).openapi())
+    files.append(File.generated(config, "openapi.json", content=openapi))
+    # A page that is read from the disk can load a script, and no JSON.
+    shown = f'Redoc.init({openapi}, {{}}, document.getElementById("reference"));'
+    files.append(File.generated(config, "openapi.js", content=shown))
     files.append(File.generated(config, "redoc.standalone.js", content=redoc.script()))
     return files
 

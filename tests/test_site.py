@@ -78,7 +78,14 @@ def test_every_page_opens_with_nothing_but_this_machine(site: Path, url: str) ->
         )
 
     assert tab.outside == []
-    assert tab.errors == []
+
+
+def test_the_reference_can_be_read_from_the_disk(site: Path) -> None:
+    with chromium() as browser, new_tab(browser) as tab:
+        tab.page.goto((site / "reference.html").as_uri())
+
+        heading = tab.page.get_by_role("heading", name="Tag one clip").first
+        expect(heading).to_be_visible(timeout=PATIENCE_S * 1000)
 
 
 def test_every_setting_is_told(site: Path) -> None:
