@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, ValidationError
-from starlette.websockets import WebSocketDisconnect
+from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from app.admission import key_problem
 from app.listener import PIPE_BYTES, Listener, Pipe
@@ -210,6 +210,8 @@ async def _refuse(websocket: WebSocket, error: ProblemError, settings: Settings)
     problem = problem_of(error.slug, error.detail, error.hint, instance_of(websocket.scope))
     told = StreamProblem(**problem.model_dump(), retry_after_s=error.retry_after_s)
     code = RESTART if error.slug == "draining" else CLOSING.get(error.kind.status, 1008)
+    if websocket.application_state is WebSocketState.DISCONNECTED:  # the client left in the same moment
+        return
     with suppress(WebSocketDisconnect, TimeoutError):
         async with asyncio.timeout(settings.stream_idle_s):
             await websocket.send_text(told.model_dump_json(exclude_none=True))

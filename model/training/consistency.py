@@ -71,7 +71,7 @@ def fit_consistency(network: TaggerNetwork, material: Material, seed: int) -> No
     """
     rng = np.random.default_rng(seed)
     chosen = np.sort(rng.permutation(len(material.clips))[:MOST_CLIPS])
-    embed = embedder(network, network.head.out.weight.device)
+    embed = embedder(network, network.head.out.weight.device, len(chosen))
     ridge = HeadRidge(network)
     for first in range(0, len(chosen), CLIPS_AT_ONCE):
         some = chosen[first : first + CLIPS_AT_ONCE]

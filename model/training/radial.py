@@ -90,7 +90,7 @@ def frozen_windows(
     network: TaggerNetwork, material: Material, device: torch.device
 ) -> list[tuple[int, NDArray[np.float32]]]:
     """What the frozen convolutions find in the windows: a clip, [windows, E], for each clip and variant."""
-    embed = embedder(network, device)
+    embed = embedder(network, device, len(material.clips))
     heard = []
     for index in range(len(material.clips)):
         mels = np.concatenate([cut_mel(material.mel(index, variant)) for variant in HEARD_VARIANTS])

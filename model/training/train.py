@@ -566,7 +566,7 @@ def clip_logits(
     network: TaggerNetwork, material: Material, device: torch.device
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
     """Logits of the windows of every clip, as the tagger cuts them, N arrays [W, K]; what each counts [W]."""
-    embed = embedder(network, device)
+    embed = embedder(network, device, len(material.clips))
     logits, weights = [], []
     for index in range(len(material.clips)):
         segments = cut_mel(material.mel(index))

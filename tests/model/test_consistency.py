@@ -43,7 +43,7 @@ def off_by(network: TaggerNetwork, target: TaggerNetwork, clips: Material) -> tu
     clean: list[float] = []
     others: list[float] = []
     rng = np.random.default_rng(5)
-    embed = embedder(target, CPU)
+    embed = embedder(target, CPU, len(clips.clips))
     for index in range(len(clips.clips)):
         for number, part in enumerate(hear(target, embed, clips, index, rng)):
             said = network.classify(torch.from_numpy(part.windows)).detach().numpy()
