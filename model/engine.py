@@ -170,9 +170,9 @@ class OpenVinoEngine:
         self._compiled = openvino.Core().compile_model(_graph_of(network), "CPU", options)
         self._mine = local()
         self._threads = threads
-        # Its threads must not hold this engine: they end when it is forgotten.
-        prepare = partial(_prepare_thread, self._compiled, self._mine)
-        self._pool = ThreadPoolExecutor(threads, "engine", prepare)
+        # Its threads keep this engine for as long as the process lives (some 40 MB and 5 threads, with the
+        # shipped network): of some 300 that were let go in one process, one brought it down (SIGSEGV).
+        self._pool = ThreadPoolExecutor(threads, "engine", self._prepare_thread)
 
     def __call__(self, segments: FloatArray) -> FloatArray:
         """See Engine."""
@@ -186,6 +186,14 @@ class OpenVinoEngine:
         """Rows -> their embeddings, as many to each thread."""
         shares = np.array_split(rows, min(self._threads, len(rows)))
         return np.concatenate(list(self._pool.map(work, shares)))
+
+    def _prepare_thread(self) -> None:
+        # Holds for this thread and for those that PyTorch sees for the first time after it.
+        torch.set_num_threads(1)
+        request = self._compiled.create_infer_request()
+        self._mine.request = request
+        self._mine.mel = request.get_input_tensor().data
+        self._mine.embedding = request.get_output_tensor().data
 
     @torch.inference_mode()
     def _embed_segments(self, segments: FloatArray) -> FloatArray:
@@ -201,15 +209,6 @@ class OpenVinoEngine:
         self._mine.request.infer()
         embedding: FloatArray = self._mine.embedding[0].copy()  # the next call overwrites it
         return embedding
-
-
-def _prepare_thread(compiled: Any, mine: local) -> None:  # noqa: ANN401 - of a package that may be missing
-    # Holds for this thread and for those that PyTorch sees for the first time after it.
-    torch.set_num_threads(1)
-    request = compiled.create_infer_request()
-    mine.request = request
-    mine.mel = request.get_input_tensor().data
-    mine.embedding = request.get_output_tensor().data
 
 
 def import_openvino() -> Any:  # noqa: ANN401 - of a package that may be missing

@@ -1,11 +1,9 @@
 """The engines: agreement with PyTorch, rows on their own, threads, and the way back to PyTorch."""
 
-import gc
 import logging
 import os
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -51,25 +49,6 @@ def reference(network: TaggerNetwork) -> TorchEngine:
 @pytest.fixture(scope="module", params=PRECISIONS)
 def openvino(request: pytest.FixtureRequest, network: TaggerNetwork) -> OpenVinoEngine:
     return OpenVinoEngine(network, request.param, threads=2)
-
-
-def test_an_engine_that_is_forgotten_leaves_no_thread(network: TaggerNetwork) -> None:
-    def threads() -> int:
-        return len(list(Path("/proc/self/task").iterdir()))
-
-    def use() -> None:
-        OpenVinoEngine(network, "fp32", threads=2)(probe())
-        gc.collect()
-
-    use()  # what OpenVINO keeps for all
-    before = threads()
-    for _ in range(3):
-        use()
-
-    until_s = time.monotonic() + 60
-    while threads() > before:
-        assert time.monotonic() < until_s
-        time.sleep(0.05)
 
 
 def test_openvino_calls_nobody_and_writes_nothing(tmp_path: Path) -> None:
