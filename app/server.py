@@ -4,11 +4,9 @@ import asyncio
 import ipaddress
 import logging
 import os
-import resource
 import signal
 import socket
 import time
-from contextlib import suppress
 from types import FrameType
 
 import uvicorn
@@ -24,6 +22,7 @@ from app.state import State
 from app.stream_connection import StreamConnection
 from model.bundle import BundleError
 from model.engine import EngineError
+from model.limits import may_open_all_files
 from model.tagger import DeviceError
 
 CLOSING_S = 3
@@ -95,7 +94,7 @@ def serve(settings: Settings) -> int:
     warn_if_open(settings)
     for name in unknown_names(os.environ):
         logger.warning(f"{name} is no setting, and is ignored; docs/settings.md has them all")
-    may_open_all_files()
+    may_open_all_files()  # each connection is one, and each clip that is held, of which a form may have many
     app = create_app(settings)
     state: State = app.state.tagger_service
     config = _config(app, settings)
@@ -105,16 +104,6 @@ def serve(settings: Settings) -> int:
         logging.shutdown()
         os._exit(code)
     return code
-
-
-def may_open_all_files() -> None:
-    """Use all of the system's bound on open files: the usual 1,024 is meant for programs that call `select`.
-
-    Each connection is a file, and each clip that is held, of which a form may have many.
-    """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(ValueError, OSError):  # macOS takes no number as large as its own bound
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def warn_if_open(settings: Settings) -> None:

@@ -98,6 +98,10 @@ def load_bundle(folder: Path = SHIPPED) -> tuple[Bundle, TaggerNetwork]:
         raise BundleError(
             f"{folder / WEIGHTS_FILE}: does not fit the network of {CARD_FILE}: {error}"
         ) from error
+    if not all(tensor.isfinite().all() for tensor in network.state_dict().values()):
+        raise BundleError(
+            f"{folder / WEIGHTS_FILE}: holds numbers that are not finite; the training diverged: train again"
+        )
     wrong = [name for name in (*missing, *unexpected) if not name.startswith("log_mel.")]
     if wrong:
         raise BundleError(

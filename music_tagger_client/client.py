@@ -22,9 +22,9 @@ class Client:
     """A client of one service; threads may share it. Close it, or use it in a `with` statement.
 
     Every method may raise `Problem` (the service refused or failed), TimeoutError (no answer in time),
-    httpx.TransportError (it cannot be reached), and ValueError (what answered is no music-tagger).
-    Requests that met 429, 503 or a broken connection are sent again, not before Retry-After says so, unless
-    they send a stream that cannot be rewound.
+    httpx.TransportError (it cannot be reached), and ValueError (what answered is no music-tagger). Requests
+    that met 429, 502, 503 or a broken connection are sent again, not before Retry-After says so, unless they
+    send a stream that cannot be rewound.
 
     Args:
         url: where the service is; else MUSIC_TAGGER_URL from the environment, else http://127.0.0.1:8000.
@@ -32,6 +32,8 @@ class Client:
         timeout: seconds for each call, with all its attempts and pauses. The service is told how many are
             left, and drops work that nobody waits for any more.
         attempts: most times that a request is sent.
+
+    Raises ValueError if the key cannot be one.
     """
 
     def __init__(
@@ -240,7 +242,9 @@ def _url(url: str | None) -> str:
 
 
 def _headers(key: str | None) -> dict[str, str]:
-    key = key or os.environ.get("MUSIC_TAGGER_KEY")
+    key = (key or os.environ.get("MUSIC_TAGGER_KEY") or "").strip()
+    if not key.isprintable() or not key.isascii():  # the network library would print it
+        raise ValueError("The key holds a character that no key can hold; copy it again.")
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 

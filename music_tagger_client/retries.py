@@ -14,7 +14,8 @@ from tenacity import (
 
 from music_tagger_client.problem import Problem
 
-LATER: Final = frozenset({429, 503})
+LATER: Final = frozenset({429, 502, 503})
+"""502: of a proxy, while the service restarts behind it."""
 BROKEN: Final = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 CONNECT_S: Final = 10.0
 

@@ -7,11 +7,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import IO, BinaryIO, Final, cast
 
 import httpx
 
-Clip = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+Clip = str | os.PathLike[str] | bytes | bytearray | memoryview | IO[bytes] | io.BufferedIOBase | io.RawIOBase
 """A path, a file's bytes, or a file opened for reading bytes, which is sent from where it stands."""
 
 PIECE_BYTES: Final = 1 << 16
@@ -29,16 +29,29 @@ class Body:
 
 
 class _Source(io.RawIOBase):
-    """A file from where it stands, as a file of its own, without name."""
+    """A file from where it stands, as a file of its own, without name.
 
-    def __init__(self, file: BinaryIO) -> None:
+    One that can be rewound is as long as it was at first, whatever is added to it meanwhile; where it became
+    shorter, reading raises OSError.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
         if isinstance(file, io.TextIOBase):
             raise TypeError("The file is opened as text: open it in binary mode, 'rb'.")
         self._file = file
         self._start = file.tell() if file.seekable() else None
+        if self._start is not None:
+            self._size = file.seek(0, os.SEEK_END) - self._start
+            file.seek(self._start)
 
     def read(self, size: int = -1, /) -> bytes:
-        return self._file.read(size)
+        if self._start is None:
+            return self._file.read(size)
+        left = max(self._size - self.tell(), 0)
+        found = self._file.read(left if size < 0 else min(size, left))
+        if not found and left and size:
+            raise OSError("The file became shorter while it was sent.")
+        return found
 
     def seekable(self) -> bool:
         return self._start is not None
@@ -46,8 +59,8 @@ class _Source(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET, /) -> int:
         if self._start is None:
             raise io.UnsupportedOperation("this file cannot be rewound")
-        start = self._start if whence == os.SEEK_SET else 0
-        return self._file.seek(start + offset, whence) - self._start
+        from_where = {os.SEEK_SET: 0, os.SEEK_CUR: self.tell(), os.SEEK_END: self._size}[whence]
+        return self._file.seek(self._start + from_where + offset) - self._start
 
     def tell(self) -> int:
         if self._start is None:
@@ -85,7 +98,7 @@ def _open(clip: Clip, opened: ExitStack) -> _Source:
         return _Source(io.BytesIO(clip))
     if isinstance(clip, str | os.PathLike):
         return _Source(opened.enter_context(Path(clip).open("rb")))
-    return _Source(clip)
+    return _Source(cast("IO[bytes]", clip))
 
 
 def _pieces(source: _Source) -> Iterator[bytes]:

@@ -1,6 +1,6 @@
 // Talks to the service. A failure is always a Problem: {slug, status, title, detail, hint}.
 
-const RETRIES = 3;
+const RETRIES = 4;
 const STALLED_MS = 60_000; // without a byte on its way: the line is dead, and nobody tells
 let key = "";
 try { key = sessionStorage.getItem("key") ?? ""; } catch { /* storage may be forbidden */ }
@@ -74,11 +74,11 @@ export async function tag(file, onStep, signal) {
     const { status, body, retryAfter } = await send(file, onStep, signal);
     if (status === 200 && body.tags) return body;
     if (status === 0 && !(await isReadable(file))) throw unreadable();
-    if (![0, 429, 503].includes(status) || attempt === RETRIES) {
+    if (![0, 429, 502, 503].includes(status) || attempt === RETRIES) {
       if (status === 0) throw unreachable();
       throw body.title ? new Problem(body) : answeredBy(status);
     }
-    const seconds = Math.min(retryAfter || 2 ** attempt, 30); // 1, 2, 4 s: the time of a restart
+    const seconds = Math.min(retryAfter || 2 ** attempt, 30); // 1, 2, 4, 8 s: the time of a restart
     for (let left = seconds; left > 0 && !signal.aborted; left -= 1) {
       onStep(status ? "waiting" : "reconnecting", left);
       await pause(Math.min(left, 1), signal);

@@ -29,7 +29,8 @@ export class Live {
       await this.context.audioWorklet.addModule("web/pcm.js");
       await this.context.resume();
       this.samples = new AudioWorkletNode(this.context, "samples", { numberOfOutputs: 0 });
-      this.#connect();
+      await this.#connect();
+      if (this.over) { this.#silence(); return; } // stopped, or refused, meanwhile
       source.connect(this.samples);
       await this.player?.play();
     } catch (error) {
@@ -52,6 +53,7 @@ export class Live {
     return source;
   }
 
+  // Resolves when it is open, or has failed, which is told: what is heard before would be lost.
   #connect() {
     const address = new URL("v1/stream", document.baseURI);
     address.protocol = address.protocol === "https:" ? "wss:" : "ws:";
@@ -62,6 +64,10 @@ export class Live {
     this.socket.addEventListener("message", (message) => this.#told(JSON.parse(message.data)));
     this.socket.addEventListener("close", () => { if (!this.over) this.#fail(unreachable()); });
     this.samples.port.onmessage = ({ data }) => this.#hear(data);
+    return new Promise((resolve) => {
+      this.socket.addEventListener("open", resolve);
+      this.socket.addEventListener("close", resolve);
+    });
   }
 
   #hear(samples) {
@@ -113,7 +119,7 @@ export class Live {
   // Ends the sound; the service then tells the scores of the whole.
   stop() {
     if (this.over || this.stopped) return;
-    if (!this.socket) { this.drop(); this.on.nothing(); return; } // it has not begun
+    if (this.socket?.readyState !== WebSocket.OPEN && !this.windows.length) { this.drop(); this.on.nothing(); return; } // it has not begun
     this.stopped = true;
     this.#silence();
     if (this.socket.readyState !== WebSocket.OPEN) { this.#fail(unreachable()); return; }

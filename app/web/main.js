@@ -49,7 +49,7 @@ const isLive = () => shown?.phase === "live";
 
 const player = {
   time: () => (isLive() ? shown.live.seconds : audio.currentTime),
-  seek(seconds) { if (!isLive()) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); } },
+  seek(seconds) { if (!isLive() && !byId("play").disabled) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); } },
   play() { if (!isLive()) audio.play().catch(() => {}); },
   pause() { audio.pause(); },
   toggle() { if (audio.paused) player.play(); else player.pause(); },
@@ -108,7 +108,7 @@ async function analyse(clip) {
   try {
     clip.answer = await tag(clip.file, (phase, amount) => step(clip, phase === "waiting" ? "retrying" : phase, amount), clip.stopper.signal);
     clip.phase = "done";
-    if (!model) void meetModel(); // it could not be had when the page opened
+    if (model?.sha256 !== clip.answer.model.sha256) void meetModel(); // another one since the page opened
     tell(clip, verdict(clip.answer));
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -132,8 +132,8 @@ async function goLive(file) {
   const now = new Date().toLocaleTimeString(locale());
   const clip = new Clip(file ?? new File([], say("live", now)));
   clip.phase = "live";
-  clip.again = () => { clips.splice(clips.indexOf(clip), 1); void goLive(file); };
-  if (!model) void meetModel(); // it could not be had when the page opened
+  clip.again = () => { clips.splice(clips.indexOf(clip), 1)[0].drop(); void goLive(file); };
+  const known = meetModel(); // it may be another one since the page opened
   clip.live = new Live(() => model?.tags ?? [], {
     window: () => hearLive(clip),
     final: () => finishLive(clip),
@@ -144,6 +144,7 @@ async function goLive(file) {
   show(clip);
   table.draw();
   try {
+    await known;
     await clip.live.start(file);
   } catch (error) {
     if (clips.includes(clip)) failLive(clip, file ? noSound(error) : noMicrophone(error));
@@ -270,9 +271,10 @@ function drawResult() {
   const clip = shown;
   byId("result").hidden = !clip;
   if (!clip) return;
-  byId("clip-name").textContent = clip.name;
+  byId("clip-name").textContent = byId("clip-name").title = clip.name;
   byId("clip-facts").textContent = clip.answer ? facts(clip) : "";
-  byId("play").disabled = !clip.answer || isLive() || ["noWave", "liveGone"].includes(clip.waveNote);
+  const note = clip.unplayable && clip.waveNote === "longWave" ? "noWave" : clip.waveNote;
+  byId("play").disabled = !clip.answer || isLive() || clip.unplayable || ["noWave", "liveGone"].includes(note);
   byId("timeline-help").hidden = byId("play").disabled;
   drawStop();
   byId("remove").hidden = isLive() || !clips.includes(clip);
@@ -282,8 +284,8 @@ function drawResult() {
   byId("findings").hidden = !clip.answer;
   if (clip.answer) {
     byId("scores").replaceChildren(...clip.answer.tags.map(scoreRow));
-    byId("wave-note").hidden = !clip.waveNote;
-    byId("wave-note").textContent = clip.waveNote && say(clip.waveNote);
+    byId("wave-note").hidden = !note;
+    byId("wave-note").textContent = note && say(note);
     timeline.show(clip);
   }
   drawClock();
@@ -488,6 +490,11 @@ async function beginRecording() {
     failWithout(say("record"), noMicrophone(error), () => void toggleRecording());
     return;
   }
+  if (shown && !clips.includes(shown)) { // what told that it could not be had
+    if (clips.length) show(clips.at(-1));
+    else showNothing();
+  }
+  session.lost.then(() => { if (recording?.session === session) void toggleRecording(); });
   const began = Date.now();
   const tick = () => { byId("record-text").textContent = say("stop", clock((Date.now() - began) / 1000)); };
   recording = { session, ticking: setInterval(tick, 500) };
@@ -522,6 +529,7 @@ function failWithout(name, problem, again) {
   clip.again = again;
   tell(clip, sayProblem(problem).title);
   shown = clip; // shown, but not one of the clips
+  load("");
   table.chosen = null;
   table.draw();
   drawResult();
@@ -595,6 +603,11 @@ document.addEventListener("drop", (drag) => {
 });
 document.addEventListener("paste", (paste) => {
   if (paste.clipboardData?.files.length) { paste.preventDefault(); add(paste.clipboardData.files); }
+});
+audio.addEventListener("error", () => {
+  if (!shown || !audio.getAttribute("src")) return;
+  shown.unplayable = true; // what is too long for a picture is not decoded otherwise
+  drawResult();
 });
 for (const event of ["play", "pause", "ended", "seeked"]) audio.addEventListener(event, follow);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => timeline.draw());

@@ -38,8 +38,9 @@ export async function record(name) {
   const ended = new Promise((resolve) => { recorder.onstop = resolve; });
   recorder.start(1000);
   return {
+    lost: ended, // also when the microphone is unplugged, or taken away
     async stop() {
-      recorder.stop();
+      if (recorder.state !== "inactive") recorder.stop();
       for (const track of stream.getTracks()) track.stop();
       await ended;
       return new File(pieces, name, { type: recorder.mimeType });

@@ -116,6 +116,7 @@ export class Table {
     button.type = "button";
     button.textContent = clip.name;
     button.title = clip.name;
+    button.dir = "auto";
     button.addEventListener("click", () => this.onChoose(clip));
     row.append(cell(button));
     return row;
@@ -127,7 +128,10 @@ export class Table {
       const words = clip.problem ? sayProblem(clip.problem).title : clip.words();
       return [[words, clip.problem ? "bad" : "muted", this.tags.length + 1]];
     }
-    const scores = clip.answer.tags.map(({ score, present }) => [score.toFixed(2), present ? "present" : ""]);
+    const scores = this.tags.map((tag) => {
+      const found = clip.answer.tags.find((each) => each.tag === tag); // of another model there may be none
+      return found ? [found.score.toFixed(2), found.present ? "present" : ""] : ["–", "muted"];
+    });
     return [[clock(clip.answer.audio.duration_s), ""], ...scores];
   }
 

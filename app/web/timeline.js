@@ -35,7 +35,7 @@ export class Timeline {
     this.lanes.replaceChildren(...clip.answer.tags.map(({ tag }, index) => {
       const lane = document.createElement("span");
       lane.className = `c${index % 6}`;
-      lane.textContent = tagName(tag);
+      lane.textContent = lane.title = tagName(tag);
       return lane;
     }));
     this.draw();
@@ -160,6 +160,7 @@ export class Timeline {
   }
 
   #key(event) {
+    if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
     const now = this.player.time();
     const hop = this.seconds > 10 ? 5 : 1;
     const moves = {

@@ -151,10 +151,11 @@ def weighted_roc_auc(labels: NDArray[np.bool_], scores: Floats, weights: Floats)
 
 
 def weighted_average_precision(labels: NDArray[np.bool_], scores: Floats, weights: Floats) -> Floats:
-    """Precision summed over recall's steps, not interpolated: weights [R, N] -> [R]; nan with no positive."""
+    """Precision summed over recall's steps, not interpolated: weights [R, N] -> [R]; nan with one class."""
     hits, misses = _cumulated(labels, scores, weights)
     precision = np.nan_to_num(_divide(hits[:, 1:], hits[:, 1:] + misses[:, 1:]))
-    return _divide((np.diff(hits, axis=1) * precision).sum(axis=1), hits[:, -1])
+    found = _divide((np.diff(hits, axis=1) * precision).sum(axis=1), hits[:, -1])
+    return np.where(misses[:, -1] > 0, found, np.nan)  # without a negative it would be 1, whatever the scores
 
 
 def weighted_f1(labels: NDArray[np.bool_], present: NDArray[np.bool_], weights: Floats) -> Floats:

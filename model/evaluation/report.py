@@ -103,7 +103,7 @@ def score_clips(tagger: Tagger, clips: Sequence[Clip], progress: Progress = iter
     for clip in progress(clips):
         try:
             scores = tagger.tag(clip.path).scores
-        except (AudioError, OSError) as error:
+        except (AudioError, OSError, ValueError) as error:  # ValueError: a name that no file can have
             failures.append((clip, str(error)))
             continue
         scored.append(clip)
@@ -118,8 +118,8 @@ def read_predictions(path: Path, clips: Sequence[Clip], bundle: Bundle) -> Evalu
     Rows of other clips, and other columns, are ignored. The thresholds are the bundle's.
 
     Raises:
-        ManifestError: the file cannot be read, lacks a column or a clip, names one twice, or holds a score
-            that is no number in [0, 1].
+        ManifestError: the file cannot be read, lacks a column or all clips, names one twice, or holds a score
+            that is no number in [0, 1]. A clip that it lacks is noted in `failures`.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as handle:  # with Excel's mark, or without
@@ -137,14 +137,11 @@ def read_predictions(path: Path, clips: Sequence[Clip], bundle: Bundle) -> Evalu
         if row["id"] in scores:
             raise ManifestError(f"{path}:{line}: the id {row['id']!r} stands twice; keep one row a clip")
         scores[row["id"]] = [_probability(path, line, tag, row[tag]) for tag in bundle.tags]
-    lacking = [clip.id for clip in clips if clip.id not in scores]
-    if lacking:
-        raise ManifestError(
-            f"{path}: no row for {len(lacking)} of {len(clips)} clips ({', '.join(lacking[:3])}); "
-            "predict them too, or choose other rows with --split"
-        )
-    rows = [scores[clip.id] for clip in clips]
-    return _evaluation(bundle, clips, rows, title=path.name)
+    scored = [clip for clip in clips if clip.id in scores]
+    if not scored:
+        raise ManifestError(f"{path}: no row for any of {len(clips)} clips; predict them, or choose others")
+    failures = [(clip, f"{path.name} has no row for it") for clip in clips if clip.id not in scores]
+    return _evaluation(bundle, scored, [scores[clip.id] for clip in scored], path.name, failures)
 
 
 def _probability(path: Path, line: int, tag: str, text: str | None) -> float:
@@ -199,7 +196,7 @@ def measure(
 
 def terminal_table(metrics: Sequence[TagMetrics], title: str) -> Table:
     """Lay the metrics out for a terminal."""
-    table = Table(title=title, caption=r"\[low, high]: 95% interval, bootstrapped by source")
+    table = Table(title=escape(title), caption=r"\[low, high]: 95% interval, bootstrapped by source")
     for column in HEADER:
         table.add_column(column, overflow="fold")
     for row in _metric_rows(metrics):
@@ -274,7 +271,12 @@ def _metric_rows(metrics: Sequence[TagMetrics]) -> list[tuple[str, ...]]:
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table; every row has as many cells as the header."""
     lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(map(_in_a_cell, line)) + " |" for line in lines]
+
+
+def _in_a_cell(text: str) -> str:
+    """Names come from manifests: no line may end in one, and no tag begin."""
+    return " ".join(text.split("\n")).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _overview(evaluation: Evaluation) -> list[str]:
@@ -394,6 +396,8 @@ def _worst(evaluation: Evaluation) -> list[str]:
                 clip.source,
             )
         )
+    if not rows:
+        return []
     table = markdown_table(("tag", "label", "score", "evidence", "clip", "source"), rows)
     return ["", f"## The {len(rows)} worst mistakes", "", *table]
 

@@ -7,6 +7,7 @@ distortions such as a codec's round trip are paid for once and not in every run.
 rows of the manifest have changed, or whose clips have, by size or time, is made anew.
 """
 
+import fcntl
 import hashlib
 import multiprocessing
 import os
@@ -20,6 +21,7 @@ from dataclasses import dataclass, fields
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -147,12 +149,17 @@ def _state_of(path: Path) -> tuple[int, int]:
 
 
 def _is_of(path: Path, clips: Sequence[Clip], *, taught: bool) -> bool:
-    if not path.exists():
+    """Whether a shard is there, whole, and of these clips."""
+    try:
+        with path.open("rb") as file, np.load(file) as archive:
+            if str(archive.get("rows")) != _rows_of(clips):
+                return False
+            ids = archive["ids"]
+            mels = np.load(path.with_name(mels_name(path)), mmap_mode="r")
+            is_taught = not len(ids) or any(map(_is_lesson, archive.files))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # damaged, or there is none
         return False
-    with np.load(path) as archive:
-        if str(archive.get("rows")) != _rows_of(clips):
-            return False
-        return not taught or not len(archive["ids"]) or any(map(_is_lesson, archive.files))
+    return len(mels) == len(ids) and (is_taught or not taught)
 
 
 def _is_lesson(name: str) -> bool:
@@ -208,6 +215,12 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
         teachers: folders of the public taggers and of the unpacked musicnn wheel; none: decode only.
     """
     out.mkdir(parents=True, exist_ok=True)
+    with (out / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of runs that share a cache, one makes it, and the others wait
+        _build(manifest, out, tags, teachers)
+
+
+def _build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, Path] | None) -> None:
     clips = read_manifest(manifest, tags)
     shards = {out / f"shard-{i // SHARD:04}.npz": clips[i : i + SHARD] for i in range(0, len(clips), SHARD)}
     for surplus in set(out.glob("shard-*.npz")) - set(shards):

@@ -107,15 +107,24 @@ def best_f1_threshold(scores: NDArray[np.float64], labels: NDArray[np.float32]) 
     f1 = (2 * precision * recall / np.maximum(precision + recall, 1e-9))[:-1]
     halfway = (reached + np.concatenate([[0.0], reached[:-1]])) / 2
     good = halfway[f1 >= f1.max() - FLAT]
-    return round(float(good[np.argmin(np.abs(good - 0.5))]), 4)
+    return float(f"{good[np.argmin(np.abs(good - 0.5))]:.4g}")  # a rare tag's lies near 0
 
 
 def read_calibration(path: Path, tags: Sequence[str]) -> tuple[dict[str, Calibration], dict[str, float]]:
     """What `cross_validate` wrote into `calibration.json`: calibration and threshold by tag.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: it cannot be read, or lacks a tag.
+        OSError, ValueError, KeyError, TypeError: it cannot be read, lacks a tag, or holds a number that
+            cannot be.
     """
     fitted = json.loads(path.read_text(encoding="utf-8"))
-    thresholds = {tag: float(fitted[tag].pop("threshold")) for tag in tags}
-    return {tag: Calibration(**fitted[tag]) for tag in tags}, thresholds
+    calibrations, thresholds = {}, {}
+    for tag in tags:
+        numbers = {name: float(value) for name, value in dict(fitted[tag]).items()}
+        thresholds[tag] = numbers.pop("threshold")
+        calibrations[tag] = Calibration(**numbers)
+        if not (
+            np.isfinite([*numbers.values()]).all() and numbers["scale"] > 0 and 0 <= thresholds[tag] <= 1
+        ):
+            raise ValueError(f"{tag}: {fitted[tag]}")
+    return calibrations, thresholds

@@ -136,7 +136,7 @@ def hear(
     # All in one call, so that no core waits.
     embeddings = np.split(embed(np.concatenate(segments)), np.cumsum([len(cut) for cut in segments])[:-1])
     windows, *others = (window_means(of_whole) for of_whole in embeddings[: len(wholes)])
-    logits = network.classify(_beside(network, windows)).double().cpu().numpy()
+    logits = network.classify(_beside(network, windows)).cpu().double().numpy()
     yield JudgedWindows(windows, logits, CLEAN * times)
     for other in others:
         yield JudgedWindows(other, logits, times)

@@ -84,7 +84,8 @@ def _check_columns(path: Path, columns: Sequence[str], tags: Sequence[str]) -> N
     missing = [name for name in (*REQUIRED, *tags) if name not in columns]
     if missing:
         raise ManifestError(
-            f"{path}: no column {', '.join(missing)}; the header has {', '.join(columns) or 'nothing'}"
+            f"{path}: no column {', '.join(missing)}; the header has {', '.join(columns) or 'nothing'}."
+            " Name your own tags by --tags, or by --weights and their bundle"
         )
 
 

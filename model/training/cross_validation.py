@@ -121,13 +121,20 @@ def shares_source(clips: Sequence[Clip], sources: set[str]) -> NDArray[np.bool_]
     return np.array([not parts.isdisjoint(clip.sources) for clip in clips], np.bool_)
 
 
+def shares_file(clips: Sequence[Clip], judged: Sequence[Clip]) -> NDArray[np.bool_]:
+    """[N]: whether a clip's sound is that of one of these, under another source."""
+    files = {clip.path.resolve() for clip in judged}
+    return np.array([clip.path.resolve() in files for clip in clips], np.bool_)
+
+
 def _fold(
     settings: TrainSettings, material: Material, judged: Material, sources: set[str], progress: Progress
 ) -> Fold:
     path = settings.out / "logits.npz"
     held_out = judged.select(np.array([clip.source in sources for clip in judged.clips]))
     ids = [clip.id for clip in held_out.clips]
-    learn = material.select(~shares_source(material.clips, sources) & usable(material, settings))
+    met = shares_source(material.clips, sources) | shares_file(material.clips, held_out.clips)
+    learn = material.select(~met & usable(material, settings))
     run = run_of(settings, learn.clips, held_out.clips)
     if (kept := _kept(path, run)) is not None:
         return kept

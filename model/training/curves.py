@@ -14,11 +14,13 @@ def plot_curves(log: Path, picture: Path) -> None:
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in ("loss", "distillation"):
-        left.plot(steps, [float(row[name]) for row in rows], marker=".", label=name)
+        losses = [float(row[name]) for row in rows]
+        if any(losses):  # without teachers nothing is distilled
+            left.plot(steps, losses, marker=".", label=name)
     for name in (column for column in rows[0] if column.startswith("auc_")):
         right.plot(steps, [float(row[name]) for row in rows], marker=".", label=name.removeprefix("auc_"))
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
-    right.set(xlabel="step", ylabel="ROC-AUC, held-out clips", ylim=(None, 1.0))
+    right.set(xlabel="step", ylabel="ROC-AUC, held-out clips", ylim=(None, 1.02))
     for axes in (left, right):
         axes.legend()
         axes.grid(alpha=0.3)

@@ -63,7 +63,7 @@ def fit_radial(network: TaggerNetwork, material: Material, seed: int) -> None:
             targets[:, [tag == SPEECH_LEAVES_OPEN for tag in network.tags]] = np.nan
     x = torch.from_numpy(np.concatenate([windows for _, windows in heard]))
     _place(radial.cpu(), x, seed)
-    features = radial.features(x).double().numpy()
+    features = radial.features(x).cpu().double().numpy()
     features[:, len(radial.centres) :] *= LINE
     scales, shifts = opinion_scale(network.tags).tolist()
     for row, target in enumerate(np.concatenate(said).T):

@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from model.bundle import Bundle, Calibration, load_bundle, save_bundle
 from model.evaluation.metrics import plain, roc_auc, tag_metrics
 from model.frontend import level
+from model.limits import may_open_all_files
 from model.network import MusicalBranch, NetworkConfig, TaggerNetwork
 from model.tagger import choose_device, score, weighted_window_means
 from model.tags import MEANINGS, TAGS
@@ -305,6 +306,7 @@ def interpolate(state: dict[str, Tensor], initial: dict[str, Tensor], keep: floa
 
 def prepare(settings: TrainSettings) -> Material:
     """Caches for every manifest, then all of them as one material."""
+    may_open_all_files()  # a mapped shard, of a hundred clips, is an open one
     teachers = (settings.teachers, settings.musicnn) if settings.teachers and settings.musicnn else None
     sources = []
     for manifest in settings.manifests:
@@ -563,10 +565,13 @@ class Log:
 
 @torch.inference_mode()
 def clip_logits(
-    network: TaggerNetwork, material: Material, device: torch.device
+    network: TaggerNetwork, material: Material, device: torch.device, *, again: bool = False
 ) -> tuple[list[NDArray[np.float64]], list[NDArray[np.float64]]]:
-    """Logits of the windows of every clip, as the tagger cuts them, N arrays [W, K]; what each counts [W]."""
-    embed = embedder(network, device, len(material.clips))
+    """Logits of the windows of every clip, as the tagger cuts them, N arrays [W, K]; what each counts [W].
+
+    `again`: see `embedder`.
+    """
+    embed = embedder(network, device, len(material.clips), again=again)
     logits, weights = [], []
     for index in range(len(material.clips)):
         segments = cut_mel(material.mel(index))
@@ -587,7 +592,7 @@ def mean_logits(
 
 def clip_aucs(network: TaggerNetwork, material: Material, device: torch.device) -> list[float]:
     """ROC-AUC a tag of the mean logits of whole clips."""
-    means = mean_logits(*clip_logits(network, material, device))
+    means = mean_logits(*clip_logits(network, material, device, again=True))
     if not np.isfinite(means).all():
         raise _diverged("before its evaluation")
     known = ~np.isnan(material.labels)

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save_file
 
 from model.bundle import CARD_FILE, WEIGHTS_FILE, Bundle, BundleError, Calibration, load_bundle, save_bundle
 from model.network import NetworkConfig, TaggerNetwork
@@ -82,6 +84,13 @@ def strange_numbers(folder: Path) -> None:
     change(sha256=hashlib.sha256(weights).hexdigest())(folder)
 
 
+def diverge(folder: Path) -> None:
+    tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
+    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    save_file(tensors, folder / WEIGHTS_FILE)
+    change(sha256=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest())(folder)
+
+
 def change(**values: object) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
         path = folder / CARD_FILE
@@ -104,6 +113,7 @@ def change_network(**values: object) -> Callable[[Path], None]:
         (lambda folder: (folder / WEIGHTS_FILE).unlink(), "cannot be read"),
         (lambda folder: (folder / CARD_FILE).unlink(), "cannot be read"),
         (damage_weights, "SHA-256"),
+        (diverge, "not finite"),
         (truncate_weights, "SHA-256"),
         (break_json, "not JSON"),
         (change(format=99), "format"),
@@ -127,6 +137,7 @@ def change_network(**values: object) -> Callable[[Path], None]:
         "no weights",
         "no card",
         "a bit flipped",
+        "not finite",
         "cut",
         "broken json",
         "format",

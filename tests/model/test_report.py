@@ -7,7 +7,7 @@ import pytest
 
 from model.bundle import Bundle, load_bundle
 from model.evaluation.plots import largest_sources
-from model.evaluation.report import Evaluation, labels_met, read_predictions, write_report
+from model.evaluation.report import Evaluation, labels_met, markdown_table, read_predictions, write_report
 from model.training.corpus import Clip, ManifestError
 
 HEADER = "id,fold,vocal,dance,soundtrack,pop"
@@ -44,7 +44,7 @@ def test_predictions_follow_the_clips_whatever_the_order_of_the_rows(tmp_path: P
     [
         (["id,vocal,dance,soundtrack", "a,0,0,0"], "no column pop"),
         (["name,vocal,dance,soundtrack,pop", "a,0,0,0,0"], "no column id"),
-        ([HEADER, "b,0,0,0,0,0"], r"no row for 1 of 1 clips \(a\)"),
+        ([HEADER, "b,0,0,0,0,0"], "no row for any of 1 clips"),
         ([HEADER, "a,0,0,0,0,0", "a,1,0,0,0,0"], r"predictions\.csv:3: the id 'a' stands twice"),
         ([HEADER, "a,0,0,0,0,1.5"], r"predictions\.csv:2: pop is '1.5'"),
         ([HEADER, "a,0,0,0,0,"], "pop is ''"),
@@ -59,6 +59,23 @@ def test_predictions_that_do_not_fit_say_why(
 
     with pytest.raises(ManifestError, match=told):
         read_predictions(path, [clip("a")], bundle)
+
+
+def test_clips_without_a_prediction_are_told_and_the_others_measured(tmp_path: Path, bundle: Bundle) -> None:
+    path = write(tmp_path, HEADER, "a,0,0.1,0.2,0.3,1")
+
+    evaluation = read_predictions(path, [clip("b"), clip("a")], bundle)
+
+    assert [each.id for each in evaluation.clips] == ["a"]
+    assert [(each.id, why) for each, why in evaluation.failures] == [
+        ("b", "predictions.csv has no row for it")
+    ]
+
+
+def test_a_name_breaks_no_table() -> None:
+    lines = markdown_table(("clip",), [("a|b\n<b>c",)])
+
+    assert lines[-1] == "| a\\|b &lt;b>c |"
 
 
 def test_predictions_that_excel_saved_are_read(tmp_path: Path, bundle: Bundle) -> None:

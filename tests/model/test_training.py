@@ -1,6 +1,7 @@
 """Training: drawing, mixing and distorting windows, calibration, the whole way from manifest to bundle."""
 
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,7 @@ from model.training.checks import (
     warn_of_shared_sources,
 )
 from model.training.corpus import SEPARATOR, Clip, ManifestError
-from model.training.cross_validation import cross_validate, deal, shares_source
+from model.training.cross_validation import cross_validate, deal, shares_file, shares_source
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix, sounding_mel
 from model.training.train import (
@@ -340,7 +341,45 @@ def test_a_cache_holds_nothing_of_rows_that_are_gone(manifest: Path, tmp_path: P
 
     build(own, tmp_path / "cache", ("beat", "drone"), None)
 
-    assert {file.name.partition(".")[0] for file in (tmp_path / "cache").iterdir()} == {"shard-0000"}
+    assert {file.name.partition(".")[0] for file in (tmp_path / "cache").iterdir()} == {"shard-0000", "lock"}
+
+
+@pytest.mark.parametrize("name", ["shard-0000.npz", "shard-0000.mels.npy"])
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_damaged_cache_is_made_anew(manifest: Path, tmp_path: Path, name: str, left: int | None) -> None:
+    build(manifest, tmp_path, ("beat", "drone"), None)
+    expected = np.concatenate(load(tmp_path).mels)
+    damaged = tmp_path / name
+    content = damaged.read_bytes()
+    damaged.unlink()
+    if left is not None:
+        damaged.write_bytes(content[:left])
+
+    build(manifest, tmp_path, ("beat", "drone"), None)
+
+    np.testing.assert_array_equal(np.concatenate(load(tmp_path).mels), expected)
+
+
+def test_a_clip_under_two_sources_does_not_judge_what_heard_it() -> None:
+    one, same, other = (
+        Clip(name, Path(file), "train", True, name, (1.0,), ("",))
+        for name, file in (("a", "x.wav"), ("b", "./x.wav"), ("c", "y.wav"))
+    )
+
+    assert shares_file([one, same, other], [one]).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    "changed", [{"scale": "nan"}, {"scale": -1}, {"bias": "inf"}, {"threshold": 7}, {"pooling": None}]
+)
+def test_a_calibration_that_cannot_be_is_refused(tmp_path: Path, changed: dict[str, object]) -> None:
+    fitted = {"pooling": 0, "scale": 1, "bias": 0, "threshold": 0.5}
+    (tmp_path / "good.json").write_text(json.dumps({"a": fitted}))
+    (tmp_path / "bad.json").write_text(json.dumps({"a": {**fitted, **changed}}))
+
+    assert read_calibration(tmp_path / "good.json", ("a",))[1] == {"a": 0.5}
+    with pytest.raises((ValueError, TypeError)):
+        read_calibration(tmp_path / "bad.json", ("a",))
 
 
 def test_a_cache_of_many_shards_is_made_by_processes_and_is_the_same(
