@@ -13,7 +13,7 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 # From the bottom to the top: a module of the tagger may import those on its own or a lower floor.
 FLOORS = [
-    {"model.tags", "model.audio", "model.segments"},
+    {"model.tags", "model.audio", "model.segments", "model.limits"},
     {"model.frontend"},
     {"model.network"},
     {"model.bundle", "model.engine", "model.unfolding"},

@@ -416,6 +416,42 @@ def test_the_focus_stays_on_a_clip_while_others_are_tagged(tab: Tab) -> None:
     expect(button).to_be_focused()
 
 
+def test_scores_of_another_model_than_the_page_met_stand_under_their_own_tags(
+    server: Process, tab: Tab
+) -> None:
+    page = tab.page
+    model = server.get("/v1/model").json()
+    clip = (WEB / "samples" / "song.opus").read_bytes()
+    answer = server.post(clip, params={"windows": "true"}).json()
+    others = list(reversed(model["tags"]))[1:]  # soundtrack, dance, vocal
+    page.locator("#files").set_input_files(WEB / "samples" / "song.opus")
+    expect(page.locator("#rows tr:has(td:nth-child(3))")).to_have_count(1)
+    other = {"tags": others, "sha256": "another"}
+    tags = [next(tag for tag in answer["tags"] if tag["tag"] == each["tag"]) for each in others]
+    page.route("**/v1/model", lambda route: route.fulfill(json=model | other))
+    answer |= {"tags": tags, "model": answer["model"] | {"sha256": "another"}}
+    page.route("**/v1/tags*", lambda route: route.fulfill(json=answer))
+
+    page.locator("#files").set_input_files(WEB / "samples" / "club.opus")
+
+    columns = page.locator("#columns th")
+    expect(columns).to_have_text(["Clip", "Length", *(tag["tag"] for tag in others)])
+    scores = [f"{tag['score']:.2f}" for tag in tags]
+    for row in range(2):  # of the former model's answer, too
+        assert page.locator("#rows tr").nth(row).locator("td").all_inner_texts()[2:] == scores
+
+
+def test_the_browser_s_own_keys_are_left_to_it_on_the_timeline(tab: Tab) -> None:
+    page = tab.page
+    click_sample(page, "song")
+    swallowed = """event => new Promise(resolve => {
+        const key = new KeyboardEvent("keydown", {...event, cancelable: true, bubbles: true});
+        document.getElementById("stage").dispatchEvent(key); resolve(key.defaultPrevented); })"""
+
+    assert page.evaluate(swallowed, {"key": "ArrowLeft"})
+    assert not page.evaluate(swallowed, {"key": "ArrowLeft", "altKey": True})
+
+
 def test_several_files_make_a_table_that_sorts_and_filters(server: Process, tab: Tab) -> None:
     page = tab.page
     files = [WEB / "samples" / f"{name}.opus" for name in SAMPLES]

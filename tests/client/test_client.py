@@ -20,6 +20,7 @@ import music_tagger_client as wire
 from app import schemas
 from music_tagger_client import AsyncClient, Client, Model, Problem, Tagging
 from music_tagger_client.problem import seconds_until
+from music_tagger_client.upload import form_body, raw_body
 from tests.app.service import PATIENCE_S, Process, free_port, server_process, tune
 from tests.client.full import KEY, filled, hang_up_after_a_refusal, refusals
 from tests.client.network import breaking, proxy_that_answers, silent, trickling
@@ -360,6 +361,43 @@ def test_it_is_told_whether_the_service_is_ready(call: Call, narrow: Process) ->
     with proxy_that_answers(503, "") as draining:
         assert call("ready", draining.url) is False
         assert draining.connections == 1
+
+
+@pytest.mark.parametrize("form", [False, True], ids=["raw", "form"])
+def test_a_file_that_grows_while_it_is_sent_is_sent_as_long_as_it_was(tmp_path: Path, form: bool) -> None:
+    clip = tmp_path / "growing.wav"
+    clip.write_bytes(b"x" * 200_000)
+
+    with form_body([clip]) if form else raw_body(clip) as body:
+        with clip.open("ab") as file:
+            file.write(b"y" * 100_000)
+        sent = b"".join(body.pieces())
+
+    assert len(sent) == int(body.headers["Content-Length"])
+    assert b"x" * 200_000 in sent
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_an_error_of_its_own(
+    call: Call, server: Process, tmp_path: Path
+) -> None:
+    clip = tmp_path / "shrinking.wav"
+    clip.write_bytes(tune(2))
+
+    class Shrinking(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            os.truncate(clip, 10)
+            return super().read(size)
+
+    with Shrinking(clip) as file, pytest.raises(OSError, match="became shorter"):
+        call("tag", server.url, file)
+
+
+@pytest.mark.parametrize("key", ["two\nlines", "schlüssel"])
+def test_what_cannot_be_a_key_is_refused_and_not_repeated(key: str) -> None:
+    with pytest.raises(ValueError, match="no key can hold") as refused:
+        Client(key=key)
+
+    assert key not in str(refused.value)
 
 
 @pytest.mark.parametrize(
