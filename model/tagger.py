@@ -76,9 +76,9 @@ def window_means(embeddings: FloatArray) -> FloatArray:
     """[N, E] of segments -> [max(1, N - 1), E] of windows; a lone segment is its own window."""
     if len(embeddings) < SEGMENTS_PER_WINDOW:
         return embeddings
-    means: FloatArray = np.lib.stride_tricks.sliding_window_view(
-        embeddings, SEGMENTS_PER_WINDOW, axis=0
-    ).mean(-1)
+    windows = len(embeddings) - OVERLAP
+    segments = np.stack([embeddings[first : first + windows] for first in range(SEGMENTS_PER_WINDOW)])
+    means: FloatArray = segments.mean(0)
     return means
 
 
@@ -97,8 +97,9 @@ def sounding(segments: FloatArray) -> FloatArray:
 
     A tenth of a second is silent if it never rises above -70 dBFS.
     """
-    tenths = np.abs(segments.reshape(len(segments), TENTHS, -1)).max(-1)
-    share: FloatArray = (tenths >= SILENCE_PEAK).mean(-1, keepdims=True, dtype=np.float32)
+    tenths = segments.reshape(len(segments), TENTHS, -1)
+    peaks = np.maximum(tenths.max(-1), -tenths.min(-1))  # no copy of all samples, as their abs would be
+    share: FloatArray = (peaks >= SILENCE_PEAK).mean(-1, keepdims=True, dtype=np.float32)
     return share.clip(LEAST_SOUNDING)
 
 
