@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -100,6 +101,7 @@ def settings_for(manifest: Path, out: Path, **changes: Any) -> TrainSettings:  #
         "network": SMALL,
         "device": "cpu",
         "learning_rate": 1e-2,
+        "cache": manifest.parent / "cache",  # so that a manifest's clips are decoded and distorted once
     }
     return TrainSettings((manifest,), out, **(values | changes))
 
@@ -155,14 +157,30 @@ def test_what_is_kept_of_a_bundle_stays_as_it_was(manifest: Path, tmp_path: Path
         torch.testing.assert_close(after[name], before[name], msg=name)
 
 
+@pytest.fixture(scope="module")
+def finished(manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    """Of a run of one step that came to its end."""
+    settings = settings_for(manifest, tmp_path_factory.mktemp("finished") / "run", steps=1, batch=2)
+    train(settings)
+    return settings
+
+
 @pytest.fixture
-def fitted(manifest: Path, tmp_path: Path) -> Path:
+def run(finished: TrainSettings, tmp_path: Path) -> TrainSettings:
+    """The same in a folder of its own."""
+    shutil.copytree(finished.out, tmp_path / "run")
+    return replace(finished, out=tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def fitted(finished: TrainSettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose head has radial basis functions."""
     network = TaggerNetwork(("beat", "drone"), replace(SMALL, centres=4)).eval()
     torch.nn.init.normal_(network.head.get_parameter("radial.out.weight"))
-    bundle, _ = load_bundle(train(settings_for(manifest, tmp_path / "first", steps=2)))
-    save_bundle(tmp_path / "fitted", replace(bundle, network=network.config), network)
-    return tmp_path / "fitted"
+    bundle, _ = load_bundle(finished.out / "bundle")
+    folder = tmp_path_factory.mktemp("fitted")
+    save_bundle(folder, replace(bundle, network=network.config), network)
+    return folder
 
 
 def test_radial_basis_functions_stay_with_the_convolutions_that_they_were_fitted_to(
@@ -231,50 +249,50 @@ def with_rows(manifest: Path, path: Path, change: Callable[[dict[str, str]], dic
     ],
 )
 def test_a_run_does_not_go_on_from_the_checkpoint_of_another(
-    manifest: Path, tmp_path: Path, change: dict[str, Any], told: str
+    run: TrainSettings, change: dict[str, Any], told: str
 ) -> None:
-    settings = settings_for(manifest, tmp_path / "run", steps=1, batch=2)
-    bundle = train(settings)
-    before = (bundle / "tagger.json").read_bytes()
+    before = (run.out / "bundle" / "tagger.json").read_bytes()
 
     with pytest.raises(TrainingError, match=told):
-        train(replace(settings, **change))
+        train(replace(run, **change))
 
-    assert (bundle / "tagger.json").read_bytes() == before
+    assert (run.out / "bundle" / "tagger.json").read_bytes() == before
+
+
+def test_a_finished_run_goes_no_step_further_on_another_device_or_with_other_evaluations(
+    run: TrainSettings,
+) -> None:
     other_device = "auto" if not torch.cuda.is_available() else "cpu"
-    assert train(replace(settings, device=other_device, evaluate_every=7), never) == bundle
+
+    assert train(replace(run, device=other_device, evaluate_every=7), never) == run.out / "bundle"
 
 
 def test_a_run_does_not_go_on_with_other_clips_or_from_a_damaged_checkpoint(
-    manifest: Path, tmp_path: Path
+    manifest: Path, tmp_path: Path, run: TrainSettings
 ) -> None:
-    settings = settings_for(manifest, tmp_path / "run", steps=1, batch=2)
-    train(settings)
     other = with_rows(manifest, tmp_path / "own.csv", lambda row: row | {"source": f"x{row['source']}"})
 
     with pytest.raises(TrainingError, match="different: clips"):
-        train(replace(settings, manifests=(other,)))
+        train(replace(run, manifests=(other,)))
 
     last = [row["id"] for row in rows_of(manifest) if row["split"] == "train"][-1]
     moved = with_rows(
         manifest, tmp_path / "moved.csv", lambda row: row | ({"split": "val"} if row["id"] == last else {})
     )
     with pytest.raises(TrainingError, match="different: clips"):
-        train(replace(settings, manifests=(moved,)))
+        train(replace(run, manifests=(moved,)))
 
-    (tmp_path / "run" / "checkpoint.pt").write_bytes(b"PK")
+    (run.out / "checkpoint.pt").write_bytes(b"PK")
     with pytest.raises(TrainingError, match="damaged"):
-        train(settings)
+        train(run)
 
 
-def test_a_run_that_starts_anew_has_a_log_of_its_own(manifest: Path, tmp_path: Path) -> None:
-    settings = settings_for(manifest, tmp_path / "run", steps=1, batch=2)
-    train(settings)
-    (tmp_path / "run" / "checkpoint.pt").unlink()
+def test_a_run_that_starts_anew_has_a_log_of_its_own(run: TrainSettings) -> None:
+    (run.out / "checkpoint.pt").unlink()
 
-    train(replace(settings, tags=("beat",)))
+    train(replace(run, tags=("beat",)))
 
-    (row,) = rows_of(tmp_path / "run" / "log.csv")
+    (row,) = rows_of(run.out / "log.csv")
     assert [name for name in row if name.startswith("auc_")] == ["auc_beat"]
 
 
@@ -488,7 +506,7 @@ def test_a_fold_is_trained_anew_where_a_label_was_corrected(
     manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     own = with_rows(manifest, tmp_path / "own.csv", lambda row: row)
-    settings = settings_for(own, tmp_path / "cv", steps=1, batch=2)
+    settings = settings_for(own, tmp_path / "cv", steps=1, batch=2, consistency=False)
     cross_validate(settings, 2)
     folds = [tmp_path / "cv" / f"fold-{number}" / "logits.npz" for number in range(2)]
     before = [fold.read_bytes() for fold in folds]
@@ -553,7 +571,7 @@ def test_a_log_goes_on_behind_the_last_checkpoint(tmp_path: Path) -> None:
 def test_a_fold_follows_its_rows_its_file_and_the_names_of_clips(manifest: Path, tmp_path: Path) -> None:
     names = {"3": "file", "4": "allow_pickle", "5": "run"}
     own = with_rows(manifest, tmp_path / "own.csv", lambda row: row | {"id": names.get(row["id"], row["id"])})
-    settings = settings_for(own, tmp_path / "cv", steps=1, batch=2)
+    settings = settings_for(own, tmp_path / "cv", steps=1, batch=2, consistency=False)
     told = cross_validate(settings, 2).read_text()
     kept = tmp_path / "cv" / "fold-1" / "logits.npz"
 
@@ -1060,7 +1078,7 @@ def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_sour
 
 
 def test_a_fold_that_was_stopped_goes_on_from_its_checkpoint(manifest: Path, tmp_path: Path) -> None:
-    settings = settings_for(manifest, tmp_path / "cv", steps=6, evaluate_every=2)
+    settings = settings_for(manifest, tmp_path / "cv", steps=6, evaluate_every=2, consistency=False)
     steps: list[int] = []
 
     def stop(step: int, *_: object) -> None:
@@ -1084,14 +1102,14 @@ def test_only_clips_of_the_first_manifest_are_judged_though_others_have_the_same
     ]
     other = tmp_path / "more" / "my.csv"
     other.write_text("\n".join([lines[0], *unlabelled]))
-    settings = replace(settings_for(manifest, tmp_path / "cv", steps=1), manifests=(manifest, other))
+    alone = settings_for(manifest, tmp_path / "alone", steps=1, batch=2, consistency=False)
 
-    cross_validate(settings, 2)
+    judged = [
+        cross_validate(settings, 2)
+        for settings in (replace(alone, out=tmp_path / "cv", manifests=(manifest, other)), alone)
+    ]
 
-    alone = cross_validate(settings_for(manifest, tmp_path / "alone", steps=1), 2)
-    dealt = [dict(line.split(",")[:2] for line in path.read_text().splitlines()) for path in (
-        tmp_path / "cv" / "predictions.csv", alone
-    )]  # fmt: skip
+    dealt = [dict(line.split(",")[:2] for line in path.read_text().splitlines()) for path in judged]
     assert dealt[0] == dealt[1]
 
 
@@ -1123,7 +1141,7 @@ def test_a_clip_shares_a_source_with_all_that_is_mixed_into_it() -> None:
 
 
 def test_a_fold_that_lacks_a_tags_yes_or_no_still_gives_its_scores(manifest: Path, tmp_path: Path) -> None:
-    settings = settings_for(manifest, tmp_path / "cv", steps=1, batch=2)
+    settings = settings_for(manifest, tmp_path / "cv", steps=1, batch=2, consistency=False)
 
     predictions = cross_validate(settings, 12)  # one clip a fold
 
