@@ -56,7 +56,7 @@ _DECODERS = frozenset(
 )
 # Beginnings of the containers above. They tell damaged audio from what is no audio, when FFmpeg gives up.
 _MAGIC = re.compile(
-    rb"RIFF....WAVE|RIFX....WAVE|RF64....WAVE|fLaC|OggS|ID3|....(?:ftyp|moov|mdat)|\x1aE\xdf\xa3"
+    rb"RIFF....WAVE|RF64....WAVE|fLaC|OggS|ID3|....(?:ftyp|moov|mdat)|\x1aE\xdf\xa3"
     rb"|FORM....AIF[FC]|caff|\.snd|riff\x2e\x91\xcf\x11|\xff[\xe2\xe3\xf0-\xf3\xf8-\xfb]",
     re.DOTALL,
 )
@@ -68,11 +68,15 @@ _SEEK_AHEAD_S = 2.0
 _SEEK_FROM_S = 10.0
 # Containers whose time stamps say to the sample where a seek landed: WebM's are off by the codec's delay, and
 # ADTS has none. After a seek, a chained Ogg (a radio's recording) seems to end with its first link.
-_SEEK_EXACT = frozenset({"wav", "flac", "mp3", "m4a", "aiff", "caf", "au", "w64"})
+_SEEK_EXACT = frozenset({"flac", "mp3", "m4a", "aiff", "caf", "au"})
+# These FFmpeg seeks by the bytes per second of the header, which may be wrong, and are but a mean for ADPCM.
+_SEEK_BY_BIT_RATE = frozenset({"wav", "w64"})
 
 SILENCE_PEAK = 10 ** (-70 / 20)
 """-70 dBFS: above the dither of 16-bit silence (-84 dBFS), below any music."""
-_GARBAGE_PEAK = 2.0**20  # float files scaled as 16-bit integers peak at 2**15; more is a broken float
+_GARBAGE_PEAK = 2.0**20  # of a broken float
+_SCALED_PEAK = 2.0**5  # 30 dB above full scale: floats that are scaled as integers of 16 bits peak at 2**15
+_SCALED_SHARE = 0.1  # of the samples above that; some may be broken
 _LENGTH_TOLERANCE_S = 0.01  # what a codec or the resampler may take off a clip of just the shortest length
 _SOURCE_RATES_HZ = range(4_000, 768_001)  # outside, a small file could blow up by resampling
 _MAX_CHANNELS = 64  # what FFmpeg's channel mixer takes
@@ -152,7 +156,7 @@ class AudioReader:
     files and lossy codecs may exceed that and are not clipped. The mean of the channels is taken, which
     leaves dual mono at its level (FFmpeg's own downmix adds 3 dB). It is taken before resampling: both are
     linear, so the order changes nothing but the cost. Samples that are not finite become 0. Damaged stretches
-    are left out and reading goes on behind them.
+    are left out and reading goes on behind them: what follows counts as heard that much earlier.
 
     Args:
         source: a path, the bytes, or a binary file object, which is left open. One that can seek is read from
@@ -201,6 +205,7 @@ class AudioReader:
         self._min_s = min_s
         self._max_s = max_s
         self._live = live
+        self._floats = _FloatSamples()
         self._input = _Input(source)
         try:
             self._open()
@@ -249,6 +254,8 @@ class AudioReader:
         first = round(self._start_s * rate)
         end = math.inf if self._duration_s is None else first + round(self._duration_s * rate)
         landed_s, frames = self._frames_from_start()
+        if self.info.codec.startswith("pcm_f"):
+            frames = map(self._floats.mend, frames)
         frames = self._noting_source(frames)
         landed = position = round(landed_s * rate)
         handed_out, peak = 0, 0.0
@@ -273,15 +280,13 @@ class AudioReader:
             )
         if handed_out < max(1, (self._min_s - _LENGTH_TOLERANCE_S) * rate):
             raise self._too_short()
+        self._floats.check()
         if peak < SILENCE_PEAK:
-            raise SilentAudioError(
-                f"The clip is silent: all {self.info.analysed_s:.2f} s of it are below -70 dBFS.",
-                "Check that the right track was exported and that its volume is not at zero.",
-            )
+            raise self._silent()
 
     def _frames_from_start(self) -> tuple[float, Iterator[AudioFrame]]:
         """Where the frames begin, in seconds, at or before `start_s`; and the frames."""
-        if self._start_s > _SEEK_FROM_S and self.info.format in _SEEK_EXACT and self._input.seekable():
+        if self._start_s > _SEEK_FROM_S and self._input.seekable() and self._seeks_exactly():
             origin_s = _seconds(self._stream.start_time, self._stream.time_base)
             aim_s = origin_s + self._start_s - _SEEK_AHEAD_S
             with suppress(av.FFmpegError):
@@ -296,6 +301,13 @@ class AudioReader:
             self._input.rewind()
             self._open()
         return 0.0, self._frames()
+
+    def _seeks_exactly(self) -> bool:
+        if self.info.format not in _SEEK_BY_BIT_RATE:
+            return self.info.format in _SEEK_EXACT
+        bits = re.match(r"pcm_\D+(\d+)", self.info.codec)
+        told = self._stream.codec_context.bit_rate
+        return bits is not None and told == self.info.sample_rate_hz * self.info.channels * int(bits[1])
 
     def _frames(self) -> Iterator[AudioFrame]:
         for packet in self.packets():
@@ -328,6 +340,15 @@ class AudioReader:
         return AudioTooShortError(
             f"Only {info.analysed_s:.2f} s of sound could be read, at least {self._min_s:.2f} s are needed.",
             "Send a longer clip, or choose a longer part of it.",
+        )
+
+    def _silent(self) -> SilentAudioError:
+        channels = self.info.channels
+        what = "it" if channels == 1 else f"the mean of its {channels} channels"
+        hint = "Check that the right track was exported and that its volume is not at zero"
+        return SilentAudioError(
+            f"The clip is silent: all {self.info.analysed_s:.2f} s of {what} are below -70 dBFS.",
+            f"{hint}." if channels == 1 else f"{hint}. Channels that cancel each other: send one alone.",
         )
 
     def _too_long(self) -> AudioTooLongError:
@@ -376,6 +397,33 @@ def endless_wav_header(sample_rate_hz: int) -> bytes:
     form = struct.pack("<4sI4s", b"RIFF", _ENDLESS, b"WAVE")
     kind = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, 1, sample_rate_hz, 2 * sample_rate_hz, 2, 16)
     return form + kind + struct.pack("<4sI", b"data", _ENDLESS)
+
+
+class _FloatSamples:
+    """Looks at the samples of a file that holds floats, which can be anything."""
+
+    def __init__(self) -> None:
+        self._seen = self._beyond = 0
+
+    def mend(self, frame: AudioFrame) -> AudioFrame:
+        """The same frame, what is not finite in it, or beyond all reason, 0."""
+        samples = np.frombuffer(memoryview(frame.planes[0]), "f4" if frame.format.name == "flt" else "f8")
+        sizes = np.abs(samples)
+        self._seen += len(sizes)
+        if not sizes.max(initial=0.0) < _SCALED_PEAK:  # NaN is not less, either
+            self._beyond += int((sizes >= _SCALED_PEAK).sum())
+            samples[~(sizes < _GARBAGE_PEAK)] = 0.0
+        return frame
+
+    def check(self) -> None:
+        """Raise UndecodableAudioError if the samples are no sound between -1 and 1."""
+        if self._beyond > _SCALED_SHARE * self._seen:
+            share = 100 * self._beyond / self._seen
+            raise UndecodableAudioError(
+                f"{share:.0f} % of the samples are beyond {_SCALED_PEAK:.0f} times full scale.",
+                "Samples that are floats lie between -1 and 1: divide them by the largest that their integers"
+                " could be (32768 of 16 bits), or save them as integers.",
+            )
 
 
 class _Input:
@@ -435,6 +483,8 @@ def _open_container(source: _Input, live: bool) -> InputContainer:
         options["analyzeduration"] = str(_LIVE_PROBE_US)
     if not source.head:
         raise EmptyAudioError("The clip is empty: it has no bytes.", "Check the file and send it again.")
+    if source.head.startswith(b"RIFX"):  # FFmpeg would take its samples for little-endian ones: noise
+        raise NotAudioError("The clip is a big-endian WAV (RIFX), which is not supported.", _FORMATS_HINT)
     try:
         return av.open(
             source, "r", container_options=options, metadata_errors="replace", buffer_size=_IO_BUFFER_BYTES
@@ -446,15 +496,16 @@ def _open_container(source: _Input, live: bool) -> InputContainer:
 
 
 def _sound_track(container: InputContainer) -> AudioStream:
-    stream = container.streams.best("audio")
-    if not isinstance(stream, AudioStream):
+    best = container.streams.best("audio")
+    if not isinstance(best, AudioStream):
         if container.streams.audio or not len(container.streams):
             raise UndecodableAudioError(_DAMAGED, _DAMAGED_HINT)
         raise NotAudioError("The file holds no sound track.", _FORMATS_HINT)
-    codec = stream.codec_context
-    if codec is None or codec.codec.name not in _DECODERS:
-        raise NotAudioError("There is no decoder for the sound track of this file.", _FORMATS_HINT)
-    return stream
+    for stream in (best, *container.streams.audio):  # FFmpeg may think best of one that has no decoder here
+        codec = stream.codec_context
+        if codec is not None and codec.codec.name in _DECODERS:
+            return stream
+    raise NotAudioError("There is no decoder for the sound track of this file.", _FORMATS_HINT)
 
 
 class _SourceFormat(NamedTuple):

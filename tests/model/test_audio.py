@@ -83,6 +83,22 @@ def wav_of(samples: Samples | bytes, rate_hz: int = RATE, channels: int = 1) -> 
     return b"RIFF" + struct.pack("<I", len(body)) + body
 
 
+def matroska_of(tracks: list[tuple[str, Samples]]) -> bytes:
+    """A Matroska file with several sound tracks, each a codec and samples [2, N] at 48 kHz."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        streams = [container.add_stream(codec, rate=48000, layout="stereo") for codec, _ in tracks]
+        for stream, (_, samples) in zip(streams, tracks, strict=True):
+            assert isinstance(stream, av.AudioStream)
+            floats = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples), "fltp", "stereo")
+            floats.sample_rate = 48000
+            context = stream.codec_context
+            for frame in av.AudioResampler(context.format, "stereo", 48000).resample(floats):
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+    return file.getvalue()
+
+
 @pytest.fixture(scope="session")
 def verse(song: Samples) -> Samples:
     """Three seconds of the song in stereo at 48 kHz, with different channels."""
@@ -265,6 +281,30 @@ class TestFormats:
 
         assert np.array_equal(heard[1000:1004], np.zeros(4))
         assert np.array_equal(np.delete(heard, range(1000, 1004)), np.delete(tone, range(1000, 1004)))
+
+    @pytest.mark.parametrize("broken", [np.nan, np.inf, 1e8])
+    def test_a_broken_sample_leaves_those_beside_it(self, broken: float) -> None:
+        tone = 0.5 * sine(440, 48000)
+        tone[50_000] = broken
+
+        heard, _ = read_audio(wav_of(tone, 48000))
+
+        assert np.abs(heard).max() < 0.6
+
+    def test_a_broken_channel_leaves_the_other(self) -> None:
+        tone = sine(440, 48000)
+
+        heard, _ = read_audio(wav_of(np.stack([np.full_like(tone, np.nan), tone], 1), 48000, 2))
+
+        assert likeness(heard, sine(440, RATE)) > 0.999
+
+    def test_a_track_that_has_no_decoder_gives_way_to_one_that_has(self, verse: Samples) -> None:
+        clip = matroska_of([("tta", 0.5 * verse), ("aac", verse)])
+
+        heard, info = read_audio(clip)
+
+        assert info.codec == "aac"
+        assert likeness(heard, at_rate(verse.mean(axis=0), RATE)) > 0.98
 
     def test_the_format_may_change_midway(self, verse: Samples) -> None:
         one = encode(at_rate(verse, 22050), 22050, "mp3")
@@ -454,6 +494,29 @@ class TestFailures:
     def test_a_silent_clip_is_refused(self, encoding: str) -> None:
         check_refused(encode(np.zeros((2, 96000), np.float32), 48000, encoding), SilentAudioError)
 
+    def test_channels_that_cancel_each_other_are_told(self, verse: Samples) -> None:
+        error = check_refused(encode(np.stack([verse[0], -verse[0]]), 48000, "wav-f32"), SilentAudioError)
+
+        assert "the mean of its 2 channels" in str(error)
+        assert "cancel each other" in error.hint
+
+    @pytest.mark.parametrize("bits", [16, 24, 32])
+    def test_floats_that_are_scaled_as_integers_are_refused_and_loud_ones_are_not(
+        self, verse: Samples, bits: int
+    ) -> None:
+        loud, _ = read_audio(encode(8 * verse, 48000, "wav-f32"))
+
+        error = check_refused(encode(2 ** (bits - 1) * verse, 48000, "wav-f32"), UndecodableAudioError)
+
+        assert np.abs(loud).max() > 1.0
+        assert "times full scale" in str(error)
+        assert "32768" in error.hint
+
+    def test_a_big_endian_wav_is_not_taken_for_noise(self, verse_as: Callable[[str], bytes]) -> None:
+        error = check_refused(b"RIFX" + verse_as("wav-s16")[4:], NotAudioError)
+
+        assert "RIFX" in str(error)
+
     @pytest.mark.parametrize(("level_db", "is_silent"), [(-74, True), (-66, False)])
     def test_silence_ends_at_minus_70_db(self, level_db: float, is_silent: bool) -> None:
         tone = np.float32(10 ** (level_db / 20)) * sine(1000, RATE)
@@ -622,6 +685,30 @@ class TestParts:
         assert lag_of(heard, meant) == 0
         assert likeness(heard, meant) > 0.99
         assert np.array_equal(heard, meant) or start_s > 10
+
+    @pytest.mark.parametrize("encoding", ["wav-adpcm-ms", "wav-adpcm-ima", "w64", "au"])
+    def test_a_part_of_a_rare_format_is_the_same_by_seeking_and_by_reading_on(
+        self, long_clip_as: Callable[[str], bytes], encoding: str
+    ) -> None:
+        clip = long_clip_as(encoding)
+
+        by_seeking, _ = read_audio(clip, start_s=15.0, duration_s=2.0)
+
+        by_reading_on, _ = read_audio(cast(BinaryIO, Pipe(clip)), start_s=15.0, duration_s=2.0)
+        assert lag_of(by_seeking, by_reading_on) == 0
+        assert likeness(by_seeking, by_reading_on) > 0.99
+
+    def test_a_wav_that_tells_a_wrong_byte_rate_is_not_seeked_by_it(
+        self, long_clip_as: Callable[[str], bytes]
+    ) -> None:
+        clip = long_clip_as("wav-s16")
+        byte_rate = struct.pack("<I", 48000 * 2 * 2)
+        assert clip.count(byte_rate) == 1
+        wrong = clip.replace(byte_rate, struct.pack("<I", 48000))
+
+        parts = [read_audio(data, start_s=15.0, duration_s=2.0)[0] for data in (clip, wrong)]
+
+        assert likeness(*parts) > 0.99
 
     def test_a_part_may_reach_beyond_the_end(self, long_clip_as: Callable[[str], bytes]) -> None:
         heard, info = read_audio(long_clip_as("flac"), start_s=16.5, duration_s=60)
