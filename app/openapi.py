@@ -60,6 +60,7 @@ def describe(app: FastAPI, *, with_key: bool, bundle: Callable[[], Bundle | None
             return app.openapi_schema
         schema = generate()
         _add_schemas(schema)
+        _forbid_null(schema)
         if known := bundle():
             _give_examples(schema, known)
         else:
@@ -90,6 +91,16 @@ def _add_schemas(schema: dict[str, Any]) -> None:
             "received": {"oneOf": [{"$ref": f"{_REF}{model.__name__}"} for model in _TOLD]},
         }
     }
+
+
+def _forbid_null(schema: dict[str, Any]) -> None:
+    """A query has no null: a parameter is not there, or empty."""
+    for operation in operations(schema):
+        for parameter in operation.get("parameters", ()):
+            kinds = parameter["schema"].pop("anyOf", [])
+            for kind in kinds:
+                if kind != {"type": "null"}:
+                    parameter["schema"].update(kind)
 
 
 def _give_examples(schema: dict[str, Any], bundle: Bundle) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Final
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -213,6 +214,8 @@ AUDIO_PROBLEMS: Final[Mapping[type[AudioError], str]] = {
     SilentAudioError: "silent",
 }
 MOST_FINDINGS: Final = 10
+MOST_NAME: Final = 100
+"""Characters that are told of the name of a parameter that is not known."""
 _BY_STATUS: Final = {404: "not-found", 405: "method-not-allowed"}
 _EVERYWHERE: Final = ("internal",)
 _KEYS: Final = ("key-missing", "key-wrong")
@@ -271,7 +274,7 @@ def problem_of(slug: str, detail: str, hint: str, instance: str) -> Problem:
 
 def instance_of(scope: Scope) -> str:
     """The path and the request's id."""
-    return f"{scope.get('path', '')}#{scope.get('state', {}).get('request_id', '')}"
+    return f"{quote(scope.get('path', ''))}#{scope.get('state', {}).get('request_id', '')}"
 
 
 def response_of(error: ProblemError, scope: Scope) -> Response:
@@ -304,8 +307,13 @@ def _from_http(error: HTTPException) -> ProblemError:
 def from_validation(errors: Iterable[Mapping[str, Any]]) -> ProblemError:
     """Name each parameter that is not valid, given what Pydantic found."""
     told = islice(errors, MOST_FINDINGS)  # whoever sends thousands of names need not be told of each
-    findings = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in told]
-    return ProblemError("bad-parameter", "; ".join(findings))
+    return ProblemError("bad-parameter", "; ".join(map(_finding, told)))
+
+
+def _finding(item: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in item["loc"])[:MOST_NAME]
+    what = str(item["msg"]).removeprefix("Value error, ")
+    return f"{where}: {what}" if where else what
 
 
 def install(app: FastAPI) -> None:

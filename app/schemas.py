@@ -5,7 +5,7 @@ Models that name tags have no example here: theirs are made of the tags that are
 
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from model.audio import MOST_S
 
@@ -14,6 +14,8 @@ TagName = Annotated[str, Field(description="The tag's name.")]
 Scores = Annotated[dict[str, Score], Field(description="The score of each tag.")]
 Seconds = Annotated[float, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
+EMPTY_IS_NONE: Final = BeforeValidator(lambda value: None if value == "" else value)
+"""`?name=` is how many clients send a parameter that is not given."""
 
 AUDIO: Final = {
     "format": "mp3",
@@ -46,7 +48,7 @@ class TagQuery(BaseModel):
     windows: bool = Field(
         default=False, description="Add the timeline: the scores of every window.", examples=[True]
     )
-    threshold: str | None = Field(
+    threshold: Annotated[str | None, EMPTY_IS_NONE] = Field(
         default=None,
         max_length=2000,
         description="From which score a tag is present: one number for all (`0.5`), or by tag "
@@ -61,7 +63,7 @@ class TagQuery(BaseModel):
         description="Skip so many seconds.",
         examples=[30],
     )
-    duration_s: float | None = Field(
+    duration_s: Annotated[float | None, EMPTY_IS_NONE] = Field(
         default=None,
         gt=0,
         le=MOST_S,
@@ -190,7 +192,7 @@ class StreamEnd(BaseModel):
 class StreamWindow(BaseModel):
     """Told at every hop: the scores of the last two segments; of the first one alone after the first hop."""
 
-    event: Literal["window"] = Field(default="window", description="Which message this is.")
+    event: Literal["window"] = Field(description="Which message this is.")
     start_s: Seconds = Field(description="From the beginning of the stream.")
     end_s: Seconds = Field(description="From the same.")
     scores: Scores
@@ -203,7 +205,7 @@ class StreamWindow(BaseModel):
 class StreamFinal(BaseModel):
     """Told after the end: the scores of the whole stream."""
 
-    event: Literal["final"] = Field(default="final", description="Which message this is.")
+    event: Literal["final"] = Field(description="Which message this is.")
     tags: list[TagScore] = Field(description="In the model's order.")
     audio: Audio = Field(description="What was found in the clip.")
     model: ModelName = Field(description="Which model answered.")
@@ -221,7 +223,7 @@ class LabelQuery(BaseModel):
 
     model_config = _example({"top_k": 2}, extra="forbid")
 
-    top_k: int | None = Field(
+    top_k: Annotated[int | None, EMPTY_IS_NONE] = Field(
         default=None, ge=1, description="So many labels at most; empty: all.", examples=[2]
     )
 
@@ -296,5 +298,9 @@ class Problem(BaseModel):
 class StreamProblem(Problem):
     """Told when a stream fails, before it is closed."""
 
-    event: Literal["problem"] = Field(default="problem", description="Which message this is.")
+    model_config = _example(
+        {"event": "problem", **PROBLEM, "instance": str(PROBLEM["instance"]).replace("tags", "stream")}
+    )
+
+    event: Literal["problem"] = Field(description="Which message this is.")
     retry_after_s: int | None = Field(default=None, ge=1, description="Seconds after which to try again.")

@@ -16,7 +16,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from app.connection import refuse_unreadable
 
 if TYPE_CHECKING:
-    from uvicorn._types import ASGIReceiveEvent
+    from uvicorn._types import ASGIReceiveEvent, ASGISendEvent
 
 CLOSE_S: Final = 3.0
 """Seconds in which a client must take what was written when its stream ended."""
@@ -42,6 +42,12 @@ class StreamConnection(WebSocketsSansIOProtocol):
             self.close_sent = True  # so that a stop only closes
             detail = "The stream's opening has too many headers, too long ones, or a body."
             refuse_unreadable(self.transport, cast(FastAPI, self.config.app), detail)
+
+    async def send(self, message: "ASGISendEvent") -> None:
+        """Send a message of the application's; an opening that it refuses is done with, too."""
+        await super().send(message)
+        if self.close_sent:  # else uvicorn logs an error, as if nothing had been answered
+            self.handshake_complete = True
 
     def pause_writing(self) -> None:
         """Read no more, as pings are answered whether or not their answers are taken."""

@@ -33,13 +33,13 @@ class Client:
             left, and drops work that nobody waits for any more.
         attempts: most times that a request is sent.
 
-    Raises ValueError if the key cannot be one.
+    Raises ValueError if the key cannot be one, or stands beside a user in the URL.
     """
 
     def __init__(
         self, url: str | None = None, *, key: str | None = None, timeout: float = 120.0, attempts: int = 5
     ) -> None:
-        self._http = httpx.Client(base_url=_url(url), headers=_headers(key))
+        self._http = httpx.Client(**_service(url, key))
         self._timeout = timeout
         self._attempts = attempts
 
@@ -138,8 +138,12 @@ class Client:
         )
         try:
             return again(attempt)
+        except Problem as problem:
+            if deadline.is_why(problem):
+                raise deadline.late() from problem
+            raise
         except LATE as error:
-            raise TimeoutError(f"There was no answer within {seconds:g} s.") from error
+            raise deadline.late() from error
 
 
 class AsyncClient:
@@ -148,7 +152,7 @@ class AsyncClient:
     def __init__(
         self, url: str | None = None, *, key: str | None = None, timeout: float = 120.0, attempts: int = 5
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=_url(url), headers=_headers(key))
+        self._http = httpx.AsyncClient(**_service(url, key))
         self._timeout = timeout
         self._attempts = attempts
 
@@ -223,7 +227,7 @@ class AsyncClient:
 
         async def attempt() -> httpx.Response:
             options = _options(deadline, query, body)
-            pieces = _in_threads(body.pieces()) if body else None
+            pieces = _in_threads(body) if body else None
             return _checked(await self._http.request(method, path, content=pieces, **options))
 
         again = AsyncRetrying(
@@ -233,12 +237,21 @@ class AsyncClient:
         try:
             with anyio.fail_after(seconds):
                 return await again(attempt)
+        except Problem as problem:
+            if deadline.is_why(problem):
+                raise deadline.late() from problem
+            raise
         except (*LATE, TimeoutError) as error:
-            raise TimeoutError(f"There was no answer within {seconds:g} s.") from error
+            raise deadline.late() from error
 
 
-def _url(url: str | None) -> str:
-    return url or os.environ.get("MUSIC_TAGGER_URL") or URL
+def _service(url: str | None, key: str | None) -> dict[str, Any]:
+    """What httpx is told of the service. Raises ValueError."""
+    base = httpx.URL(url or os.environ.get("MUSIC_TAGGER_URL") or URL)
+    headers = _headers(key)
+    if base.userinfo and headers:  # httpx would send the user, and no key
+        raise ValueError("The URL names a user, and there is a key, too: only one of them can be sent.")
+    return {"base_url": base, "headers": headers}
 
 
 def _headers(key: str | None) -> dict[str, str]:
@@ -281,9 +294,11 @@ def _in_time(pieces: Iterable[bytes], deadline: Deadline, bounds: dict[str, floa
         yield piece
 
 
-async def _in_threads(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
-    iterator = iter(pieces)
-    while piece := await anyio.to_thread.run_sync(next, iterator, b""):
+async def _in_threads(body: Body) -> AsyncIterator[bytes]:
+    """The body's pieces. A stream may have none for ever: its thread is left alone when time is up."""
+    pieces = iter(body.pieces())
+    leave = not body.rewindable
+    while piece := await anyio.to_thread.run_sync(next, pieces, b"", abandon_on_cancel=leave):
         yield piece
 
 

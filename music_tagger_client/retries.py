@@ -18,6 +18,8 @@ LATER: Final = frozenset({429, 502, 503})
 """502: of a proxy, while the service restarts behind it."""
 BROKEN: Final = (httpx.NetworkError, httpx.RemoteProtocolError, httpx.ConnectTimeout)
 CONNECT_S: Final = 10.0
+MOST_S: Final = 1e6
+"""Longer than anybody waits; more than some systems can wait would be an error."""
 
 # Up to 0.5, 1, 2, 4, 8 s: clients that were refused together do not come back together.
 _spread: Final = wait_random_exponential(multiplier=0.5, max=8)
@@ -28,19 +30,27 @@ class Deadline:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._until = time.monotonic() + seconds
+        self._until = time.monotonic() + min(seconds, MOST_S)
 
     def left_s(self) -> float:
         """Seconds that are left. Raises TimeoutError if there are none."""
         left = self._until - time.monotonic()
         if left <= 0:
-            raise TimeoutError(f"There was no answer within {self._seconds:g} s.")
+            raise self.late()
         return left
 
     def allows(self) -> httpx.Timeout:
         """The network's own bounds for one attempt. Raises TimeoutError."""
         left = self.left_s()
         return httpx.Timeout(left, connect=min(left, CONNECT_S))
+
+    def is_why(self, problem: Problem) -> bool:
+        """Whether the service met this deadline, which it is told, just before the client did."""
+        return problem.status == httpx.codes.GATEWAY_TIMEOUT and time.monotonic() >= self._until
+
+    def late(self) -> TimeoutError:
+        """What is raised then."""
+        return TimeoutError(f"There was no answer within {self._seconds:g} s.")
 
 
 def policy(attempts: int, seconds: float, *, rewindable: bool) -> dict[str, Any]:

@@ -81,7 +81,11 @@ def raw_body(clip: Clip) -> Iterator[Body]:
 
 @contextmanager
 def form_body(clips: Sequence[Clip]) -> Iterator[Body]:
-    """Several clips, each a form's field `file`. Raises OSError, TypeError."""
+    """Several clips, each a form's field `file`. Raises OSError, TypeError, ValueError."""
+    if isinstance(clips, str | bytes):
+        raise TypeError("Several clips are a list of them; a single one is for `tag`.")
+    if not clips:
+        raise ValueError("There is no clip to send.")
     with ExitStack() as opened:
         sources = [_open(clip, opened) for clip in clips]
         # httpx rewinds each part before it is sent. Only parts with a file name are files; any will do.
@@ -98,6 +102,8 @@ def _open(clip: Clip, opened: ExitStack) -> _Source:
         return _Source(io.BytesIO(clip))
     if isinstance(clip, str | os.PathLike):
         return _Source(opened.enter_context(Path(clip).open("rb")))
+    if not hasattr(clip, "read"):
+        raise TypeError(f"A clip is a path, bytes or a file opened for reading bytes, not {type(clip)}.")
     return _Source(cast("IO[bytes]", clip))
 
 

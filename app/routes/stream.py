@@ -65,6 +65,22 @@ async def stream(websocket: WebSocket) -> None:
         await _refuse(websocket, unexpected, state.settings)
 
 
+@router.get("/v1/stream", include_in_schema=False)
+async def no_websocket() -> None:
+    """Answer what asks for the stream without opening a WebSocket."""
+    raise ProblemError(
+        "not-found",
+        "This path takes WebSockets, and this request is none.",
+        hint="Open it as ws:// or wss://; a proxy between must pass on the headers Upgrade and Connection.",
+    )
+
+
+@router.websocket("/{path:path}")
+async def no_stream(websocket: WebSocket) -> None:
+    """Answer a WebSocket to any other path."""
+    await websocket.send_denial_response(response_of(ProblemError("not-found"), websocket.scope))
+
+
 def origin_problem(websocket: WebSocket, settings: Settings) -> ProblemError | None:
     """Judge where the page comes from, as browsers let pages of any site open sockets to any other.
 
@@ -154,6 +170,7 @@ async def _tell(
         latency_s = time.monotonic() - pipe.arrived_at
         present = {tag: score >= thresholds[tag] for tag, score in window.scores.items()}
         told = StreamWindow(
+            event="window",
             start_s=window.start_s,
             end_s=window.end_s,
             scores=window.scores,
@@ -164,7 +181,9 @@ async def _tell(
         state.metrics.windows.inc()
         state.metrics.stream_latency.observe(latency_s)
     tagging = await listener.finish()
-    final = StreamFinal(tags=tags_of(tagging, thresholds), audio=audio_of(tagging), model=model_of(state))
+    final = StreamFinal(
+        event="final", tags=tags_of(tagging, thresholds), audio=audio_of(tagging), model=model_of(state)
+    )
     await _send(websocket, final, state.settings)
 
 
@@ -208,7 +227,7 @@ async def _refuse(websocket: WebSocket, error: ProblemError, settings: Settings)
     """Tell a problem, note it as the stream's outcome, and close with the code that fits."""
     websocket.scope["state"]["outcome"] = error.slug
     problem = problem_of(error.slug, error.detail, error.hint, instance_of(websocket.scope))
-    told = StreamProblem(**problem.model_dump(), retry_after_s=error.retry_after_s)
+    told = StreamProblem(event="problem", **problem.model_dump(), retry_after_s=error.retry_after_s)
     code = RESTART if error.slug == "draining" else CLOSING.get(error.kind.status, 1008)
     if websocket.application_state is WebSocketState.DISCONNECTED:  # the client left in the same moment
         return

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from app.openapi import operations
 from app.problems import AUDIO_PROBLEMS, PROBLEMS, ProblemError, from_audio
 from app.schemas import Problem
 from model.audio import AudioError
@@ -65,6 +66,24 @@ async def test_each_problem_s_type_leads_to_its_description(service: Service, sl
 
 async def test_an_unknown_problem_is_not_found(service: Service) -> None:
     check_problem(await service.client.get("/problems/nothing"), 404, "not-found")
+
+
+async def test_the_instance_is_a_reference_whatever_the_path(service: Service) -> None:
+    response = await service.client.get("/v1/a%20b%3Cx%3E%0A")
+
+    assert check_problem(response, 404, "not-found")["instance"].startswith("/v1/a%20b%3Cx%3E%0A#")
+
+
+def test_no_parameter_of_a_query_can_be_null(openapi: dict[str, Any]) -> None:
+    parameters = [found for found in operations(openapi) for found in found.get("parameters", ())]
+
+    assert {parameter["schema"]["type"] for parameter in parameters} == {
+        "boolean",
+        "integer",
+        "number",
+        "string",
+    }
+    assert not any("anyOf" in parameter["schema"] for parameter in parameters)
 
 
 ONLY_STREAMED = ("stream-idle", "origin", "listeners-full")  # OpenAPI knows no WebSockets: see docs/stream.md

@@ -424,6 +424,35 @@ async def test_pages_of_other_sites_are_kept_out(server: Process, origin: str) -
     problem = json.loads(response.body)
     assert problem["type"] == "/problems/origin"
     assert problem["instance"] == f"/v1/stream#{response.headers['X-Request-ID']}"
+    server.get("/health/live")  # what was logged before has arrived when this is answered
+    assert not [line for line in server.log_lines() if "handshake" in line["message"]]
+
+
+@pytest.mark.parametrize("path", ["/v1/strem", "/v1/tags", "/"])
+async def test_a_websocket_to_another_path_is_told_that_there_is_none(server: Process, path: str) -> None:
+    with pytest.raises(InvalidStatus) as refused:
+        async with connect(server.url.replace("http", "ws") + path, proxy=None):
+            pass
+
+    response = refused.value.response
+    assert response.status_code == 404
+    assert response.body is not None
+    assert json.loads(response.body)["instance"] == f"{path}#{response.headers['X-Request-ID']}"
+
+
+def test_a_request_that_opens_no_websocket_is_told_to(server: Process) -> None:
+    answer = server.get("/v1/stream")
+
+    assert answer.status_code == 404
+    assert "WebSockets" in answer.json()["detail"]
+    assert "Upgrade" in answer.json()["hint"]
+
+
+async def test_a_start_that_does_not_fit_is_told_in_words(server: Process) -> None:
+    async with listening(server, {"encoding": "pcm_s16le"}) as socket:
+        problem = check_problem(*await rest(socket), "bad-parameter", 1007)
+
+    assert problem.detail == "sample_rate_hz belongs to pcm_s16le, and to it alone"
 
 
 @pytest.mark.parametrize(("sent", "expected"), [("my-id.1", "my-id.1"), ("no/good", "[0-9a-f]{32}")])

@@ -165,6 +165,19 @@ async def test_bad_parameters_are_named(
     assert named in check_problem(response, status, slug)["detail"]
 
 
+@pytest.mark.parametrize("path", ["/v1/tags?threshold=&duration_s=", "/hf/audio-classification?top_k="])
+async def test_an_empty_parameter_is_none(service: Service, path: str) -> None:
+    response = await service.client.post(path, content=tune(3))
+
+    assert response.status_code == 200
+
+
+async def test_what_is_told_of_an_unknown_parameter_is_short(service: Service) -> None:
+    response = await service.client.post(f"/v1/tags?{'x' * 7000}=1", content=tune(3))
+
+    assert len(check_problem(response, 422, "bad-parameter")["detail"]) < 200
+
+
 async def test_an_unknown_tag_is_answered_with_the_known_ones(service: Service, tagger: Tagger) -> None:
     response = await service.client.post("/v1/tags?threshold=rock:0.5", content=tune(3))
 

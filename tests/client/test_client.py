@@ -19,7 +19,8 @@ from pydantic import BaseModel, ValidationError
 import music_tagger_client as wire
 from app import schemas
 from music_tagger_client import AsyncClient, Client, Model, Problem, Tagging
-from music_tagger_client.problem import seconds_until
+from music_tagger_client.problem import problem_in, seconds_until
+from music_tagger_client.retries import Deadline
 from music_tagger_client.upload import form_body, raw_body
 from tests.app.service import PATIENCE_S, Process, free_port, server_process, tune
 from tests.client.full import KEY, filled, hang_up_after_a_refusal, refusals
@@ -211,9 +212,20 @@ def test_an_upload_over_the_limit_is_told_not_broken(call: Call, narrow: Process
     assert raised.value.type == "/problems/too-many-bytes"
 
 
-def test_no_clips_are_a_problem(call: Call, server: Process) -> None:
-    with pytest.raises(Problem):
-        call("tag_batch", server.url, [])
+@pytest.mark.parametrize(
+    ("method", "given", "error", "told"),
+    [
+        ("tag", None, TypeError, "not <class 'NoneType'>"),
+        ("tag", [b"clip"], TypeError, "not <class 'list'>"),
+        ("tag_batch", "a.opus", TypeError, "a single one is for `tag`"),
+        ("tag_batch", [], ValueError, "no clip"),
+    ],
+)
+def test_what_is_no_clip_is_refused_in_words(
+    call: Call, server: Process, method: str, given: object, error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        call(method, server.url, given)
 
 
 def test_a_file_opened_as_text_is_refused_in_words(call: Call, server: Process) -> None:
@@ -355,6 +367,31 @@ def test_the_time_of_the_upload_counts(call: Call) -> None:
         assert 3.9 < time.monotonic() - started < 6.0
 
 
+def test_a_stream_that_has_nothing_for_ever_is_given_up_in_time() -> None:
+    end, beginning = os.pipe()
+    with open(end, "rb") as readable, open(beginning, "wb"), silent() as line:  # noqa: PTH123 - no paths
+        started = time.monotonic()
+        with pytest.raises(TimeoutError, match="within 1 s"):
+            call_async("tag", line.url, readable, timeout=1.0)
+
+        assert time.monotonic() - started < 5.0
+
+
+def test_one_may_wait_for_ever(call: Call, server: Process) -> None:
+    assert call("model", server.url, timeout=float("inf")).tags
+
+
+@pytest.mark.parametrize(
+    ("seconds", "status", "is_why"), [(0.0, 504, True), (60.0, 504, False), (0.0, 429, False)]
+)
+def test_a_service_that_met_the_deadline_first_is_no_other_failure(
+    seconds: float, status: int, is_why: bool
+) -> None:
+    problem = problem_in(httpx.Response(status, request=httpx.Request("GET", "http://tagger.example")))
+
+    assert Deadline(seconds).is_why(problem) is is_why
+
+
 def test_it_is_told_whether_the_service_is_ready(call: Call, narrow: Process) -> None:
     assert call("ready", narrow.url) is True
 
@@ -398,6 +435,11 @@ def test_what_cannot_be_a_key_is_refused_and_not_repeated(key: str) -> None:
         Client(key=key)
 
     assert key not in str(refused.value)
+
+
+def test_a_key_beside_a_user_in_the_url_is_refused() -> None:
+    with pytest.raises(ValueError, match="only one of them can be sent"):
+        Client("http://user:password@tagger.example", key="key")
 
 
 @pytest.mark.parametrize(
