@@ -15,7 +15,6 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequenc
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from functools import cache
-from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
@@ -57,7 +56,7 @@ def wav(samples: NDArray[np.float64]) -> bytes:
     return buffer.getvalue()
 
 
-def run(*arguments: str | Path) -> Result:
+def run(*arguments: object) -> Result:
     """The command line in this process, on a wide terminal without colours."""
     return CliRunner(env={"COLUMNS": "200", "TERM": "dumb"}).invoke(cli, [str(item) for item in arguments])
 
@@ -65,7 +64,7 @@ def run(*arguments: str | Path) -> Result:
 _load_once = cache(app.cli._load)
 
 
-def run_tag(*arguments: str | Path) -> Result:
+def run_tag(*arguments: object) -> Result:
     """`music-tagger tag` on the CPU, but that the first call alone loads the tagger."""
     with patch("app.cli._load", _load_once):
         return run("tag", "--device", "cpu", *arguments)

@@ -445,3 +445,9 @@ async def test_a_failing_batch_is_a_problem_of_its_own(tagger: Tagger) -> None:
         assert "secret" not in str(problem)
         service.tagger.failure = None
         assert scores(await service.tag(tune(2)))
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+async def test_the_scheme_may_be_written_in_any_case(tagger: Tagger, scheme: str) -> None:
+    async with serving(tagger, api_keys="first") as service:
+        assert scores(await service.tag(tune(2), headers={"Authorization": f"{scheme} first"}))

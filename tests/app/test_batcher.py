@@ -21,6 +21,7 @@ from app.batcher import (
     Row,
     StoppedError,
 )
+from app.pipeline import Work
 
 PATIENCE_S = 10.0
 
@@ -393,3 +394,95 @@ def test_stopping_refuses_what_waits(batcher: Batcher, device: Device) -> None:
         waiting.result(PATIENCE_S)
     device.free.set()
     assert answer(running) == 2.0
+
+
+def test_workers_that_die_now_and_then_are_replaced_for_ever(
+    batcher: Batcher, device: Device, exhausted: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.batcher.DEATHS_WINDOW_S", 0.0)  # each death is long after the one before
+    lane = batcher.admit(8)
+    for _ in range(3):
+        device.free.clear()
+        doomed = lane.submit(segment(1))
+        device.wait_until_entered()
+        kill(batcher.worker_id)
+        with pytest.raises(BatchFailedError):
+            doomed.result(PATIENCE_S)
+        device.free.set()
+
+    assert not exhausted.is_set()
+    assert answer(lane.submit(segment(2))) == 4.0
+
+
+def test_a_full_queue_of_the_device_is_never_its_end(
+    batcher: Batcher, device: Device, exhausted: threading.Event
+) -> None:
+    lane = batcher.admit(8)
+    device.failure = QueueFullError("come back later")
+    for _ in range(MOST_FAILURES + 1):
+        with pytest.raises(QueueFullError):
+            lane.submit(segment(1)).result(PATIENCE_S)
+
+    assert not exhausted.is_set()
+
+
+def test_a_clip_gets_no_more_room_than_it_asked_for(batcher: Batcher) -> None:
+    lane = batcher.admit(8)
+    lane.resize(6)
+
+    lane.resize(20)
+
+    assert batcher.reserved == 6
+
+
+def test_what_is_known_to_come_counts_in_the_time_to_come_back_which_is_bounded(
+    batcher: Batcher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer(batcher.admit(1).submit(segment(1)))
+    song = batcher.admit(8)
+    before_s = batcher.backlog_s()
+
+    song.expect(8_000_000)
+
+    assert batcher.backlog_s() > 1000 * before_s
+    monkeypatch.setattr("app.batcher.MAX_RETRY_AFTER_S", 1)
+    assert batcher.retry_after_s() == 1
+
+
+def test_a_segment_tells_its_wait_and_its_share_of_the_pass(batcher: Batcher, device: Device) -> None:
+    device.free.clear()
+    lane = batcher.admit(8)
+    lane.submit(segment(0))
+    device.wait_until_entered()
+    pending = [lane.submit(segment(value)) for value in range(4)]
+    time.sleep(0.3)
+    device.free.set()
+
+    rows = [future.result(PATIENCE_S) for future in pending]
+
+    assert all(row.queued_s >= 0.3 for row in rows)
+    assert all(row.inference_s < 0.1 for row in rows)
+
+
+def test_two_long_clips_take_turns_to_their_end(batcher: Batcher, device: Device) -> None:
+    device.free.clear()
+    plug = batcher.admit(1).submit(segment(0))
+    device.wait_until_entered()
+    clips = [batcher.admit(19) for _ in range(2)]
+    futures = [clip.submit(segment(number)) for number, clip in enumerate(clips, 1) for _ in range(19)]
+
+    device.free.set()
+    wait_all([plug, *futures], PATIENCE_S)
+
+    turn = SEGMENTS_IN_A_ROW
+    assert list(chain(*device.batches[1:])) == 2 * ([1] * turn + [2] * turn) + [1] * (19 - 2 * turn) + [2] * (
+        19 - 2 * turn
+    )
+
+
+def test_a_clip_waited_as_long_as_its_last_segment_and_computed_as_long_as_all() -> None:
+    rows = [Row(np.zeros(1, np.float32), queued_s, 0.5) for queued_s in (1.0, 3.0, 2.0)]
+
+    work = Work(waited_for_decoder_s=0.25, rows=rows)
+
+    assert (work.queue_s, work.inference_s) == (3.25, 1.5)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import httpx
@@ -451,3 +452,37 @@ def test_serve_refuses_a_setting_that_is_not_valid(option: str, value: str) -> N
 
     assert result.exit_code == 2
     assert option.removeprefix("--") in result.stderr
+
+
+def test_every_option_of_train_reaches_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "soft.npz").touch()
+    typed: dict[str, list[object]] = {
+        "soft_labels": ["--soft-labels", tmp_path / "soft.npz"],
+        "teachers": ["--teachers", Path("t")],
+        "musicnn": ["--musicnn", Path("m")],
+        "warm_start": ["--no-warm-start"],
+        "init": ["--init", Path("b")],
+        "keep": ["--keep", 0.25],
+        "cache": ["--cache", Path("c")],
+        "calibration": ["--calibration", Path("cal.json")],
+        "steps": ["--steps", 7],
+        "batch": ["--batch", 5],
+        "learning_rate": ["--learning-rate", 0.5],
+        "distillation": ["--distillation", 0.125],
+        "evaluate_every": ["--evaluate-every", 3],
+        "seed": ["--seed", 9],
+        "train_ok_only": ["--all-rows"],
+        "version": ["--bundle-version", "x"],
+        "tags": ["--tags", "house,techno"],
+    }
+    meant = {name: words[-1] for name, words in typed.items()}
+    meant |= {"warm_start": False, "train_ok_only": False, "tags": ("house", "techno")}
+    seen: list[TrainSettings] = []
+    monkeypatch.setattr("model.training.train.train", lambda settings, _: seen.append(settings))
+
+    result = run("train", "--manifest", "a.csv", "--out", tmp_path, *chain(*typed.values()))
+
+    assert result.exit_code == 0, result.stderr
+    assert {name: getattr(seen[0], name) for name in typed} == meant
+    defaults = TrainSettings((Path("a.csv"),), tmp_path)
+    assert all(getattr(defaults, name) != value for name, value in meant.items())

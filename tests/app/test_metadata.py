@@ -14,7 +14,7 @@ import mutagen
 import numpy as np
 import pytest
 from mutagen.flac import FLAC
-from mutagen.id3 import ID3, TCON, TIT2, TYER
+from mutagen.id3 import ID3, TCON, TIT2, TPE1, TYER
 from numpy.typing import NDArray
 
 from app.files import append, stamp_of
@@ -418,3 +418,44 @@ def test_tags_whose_fields_would_be_one_are_refused() -> None:
     for tags in (["hip hop", "hip-hop"], ["tags"]):
         with pytest.raises(MetadataError, match="share a field"):
             fields_of(tags)
+
+
+def test_a_chunk_of_odd_length_before_the_sound_does_no_harm(
+    song: NDArray[np.float32], tmp_path: Path
+) -> None:
+    clip = tmp_path / "clip.wav"
+    data = encode(song[:, :48_000], 48_000, "wav-s16")
+    odd, at = b"odd \x05\0\0\0abcde\0", data.index(b"data")
+    size = (int.from_bytes(data[4:8], "little") + len(odd)).to_bytes(4, "little")
+    clip.write_bytes(data[:4] + size + data[8:at] + odd + data[at:])
+
+    assert MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    assert ours(clip) == WANTED
+
+
+def test_several_artists_in_an_old_id3_stay_several(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp3"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "mp3"))
+    tags = ID3()
+    tags.add(TPE1(1, ["AC/DC", "Other"]))
+    tags.save(clip, v2_version=3, v23_sep=None)
+
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    assert ID3(clip, translate=False, load_v1=False)["TPE1"].text == ["AC/DC", "Other"]
+
+
+def test_undo_finds_the_files_from_any_folder(
+    song: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "flac"))
+    monkeypatch.chdir(tmp_path)
+    MetadataWriter(Path("undo.jsonl"), print).write(heard(Path("clip.flac")))
+
+    monkeypatch.chdir(tmp_path / "elsewhere")
+
+    assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
+    assert ours(clip) == {}

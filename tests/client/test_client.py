@@ -15,12 +15,14 @@ import anyio
 import httpx
 import pytest
 from pydantic import BaseModel, ValidationError
+from tenacity import Future, RetryCallState, Retrying
 
 import music_tagger_client as wire
 from app import schemas
 from music_tagger_client import AsyncClient, Client, Model, Problem, Tagging
-from music_tagger_client.problem import problem_in, seconds_until
-from music_tagger_client.retries import Deadline
+from music_tagger_client.problem import Members, problem_in, problem_of, seconds_until
+from music_tagger_client.results import batch_in
+from music_tagger_client.retries import CONNECT_S, Deadline, pause_s
 from music_tagger_client.upload import form_body, raw_body
 from tests.app.service import PATIENCE_S, Process, free_port, server_process, tune
 from tests.client.full import KEY, filled, hang_up_after_a_refusal, refusals
@@ -240,7 +242,7 @@ def test_a_missing_file_is_the_system_s_own_error(call: Call, server: Process, t
 
 def test_a_proxy_s_page_is_a_problem_too(call: Call) -> None:
     with proxy_that_answers(502, "<h1>Bad gateway</h1>") as proxy, pytest.raises(Problem) as raised:
-        call("model", proxy.url)
+        call("model", proxy.url, client={"attempts": 1})
 
     problem = raised.value
     assert (problem.status, problem.type, problem.title) == (502, "about:blank", "Bad Gateway")
@@ -519,3 +521,47 @@ def test_results_let_new_fields_by_and_cannot_be_changed(posted: Tagging) -> Non
     assert newer == posted
     with pytest.raises(ValidationError):
         newer.windows = ()
+
+
+@pytest.mark.parametrize(("status", "times"), [(429, 2), (502, 2), (503, 2), (500, 1), (504, 1)])
+def test_only_what_may_pass_is_asked_for_again(call: Call, status: int, times: int) -> None:
+    with proxy_that_answers(status, "") as proxy, pytest.raises(Problem):
+        call("model", proxy.url, client={"attempts": 2})
+
+    assert proxy.connections == times
+
+
+def test_clients_that_were_refused_together_do_not_come_back_together() -> None:
+    state = RetryCallState(Retrying(), None, (), {})
+    state.outcome = Future.construct(1, problem_of(Members(), "", 3.0), has_exception=True)
+
+    pauses = {pause_s(state) for _ in range(20)}
+
+    assert min(pauses) >= 3.0
+    assert len(pauses) > 10
+
+
+def test_a_service_that_answers_no_connection_is_not_waited_for_all_the_time() -> None:
+    assert Deadline(120.0).allows().connect == CONNECT_S
+    assert Deadline(2.0).allows().connect == pytest.approx(2.0, abs=0.5)
+
+
+def test_whoever_is_not_ready_for_another_reason_is_told(call: Call) -> None:
+    with proxy_that_answers(401, "") as proxy, pytest.raises(Problem):
+        call("ready", proxy.url)
+
+
+def test_a_form_with_a_stream_cannot_be_sent_again() -> None:
+    with pipe_of(NOISE) as stream, form_body([NOISE, stream]) as body:
+        assert not body.rewindable
+    with form_body([NOISE, NOISE]) as body:
+        assert body.rewindable
+
+
+def test_when_to_send_a_clip_of_a_batch_again_is_told() -> None:
+    items = [{"problem": {"type": "/problems/late-in-queue", "status": 503}, "retry_after_s": 7}]
+
+    [problem] = batch_in(httpx.Response(200, json={"items": items}))
+
+    assert isinstance(problem, Problem)
+    assert (problem.status, problem.retry_after_s) == (503, 7.0)

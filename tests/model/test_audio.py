@@ -526,6 +526,18 @@ class TestFailures:
         else:
             assert read_audio(wav_of(tone))[1].analysed_s == 2.0
 
+    def test_a_silent_part_is_refused_though_its_clip_is_not(self) -> None:
+        clip = wav_of(np.concatenate([sine(440, RATE)[: RATE * 3 // 2], np.zeros(2 * RATE, np.float32)]))
+
+        check_refused(clip, SilentAudioError, start_s=1.5)
+        assert read_audio(clip, start_s=0.5)[1].analysed_s == 3.0
+
+    def test_ten_milliseconds_may_be_missing_of_the_shortest_length(self) -> None:
+        tone = sine(440, RATE)
+
+        assert read_audio(wav_of(tone[: round(0.991 * RATE)]))[1].analysed_s == 0.991
+        check_refused(wav_of(tone[: round(0.985 * RATE)]), AudioTooShortError)
+
     @pytest.mark.parametrize("reads", range(1, 7))
     @pytest.mark.parametrize("encoding", ["mp3", "wav-s16"])
     def test_a_file_that_is_emptied_meanwhile_ends_and_prints_nothing(
@@ -715,6 +727,13 @@ class TestParts:
 
         assert len(heard) == pytest.approx(1.5 * RATE, abs=1)
         assert info.duration_s == pytest.approx(18.0)
+
+    def test_a_clip_whose_length_nobody_tells_is_as_long_as_was_heard(
+        self, verse_as: Callable[[str], bytes]
+    ) -> None:
+        _, info = read_audio(cast(BinaryIO, Pipe(verse_as("mp3"))), start_s=0.5, duration_s=1.0)
+
+        assert 1.5 <= info.duration_s <= 3.1
 
     @ANY_ENCODING
     def test_a_start_beyond_the_end_is_told(

@@ -124,3 +124,21 @@ def test_of_many_sources_the_largest_are_drawn_and_the_report_says_so(tmp_path: 
     assert "Of 100 sources, the 60 largest are drawn." in report
     height = int.from_bytes((tmp_path / "sources.png").read_bytes()[20:24], "big")  # of the PNG's header
     assert height < 1700
+
+
+def test_a_score_at_its_threshold_is_a_yes_and_generated_clips_are_told_apart(tmp_path: Path) -> None:
+    clips = tuple(
+        Clip(str(i), Path(), "val", True, source, (label,), ("",))
+        for i, (source, label) in enumerate([("band", 1.0), ("band", 0.0), ("robot", 1.0)])
+    )
+    evaluation = Evaluation("x", ("vocal",), (0.5,), clips, np.array([[0.5], [0.4], [0.9]]))
+
+    report = write_report(evaluation, tmp_path, ["robot"]).read_text()
+
+    assert {name: found.tolist() for name, found in labels_met(evaluation).items()} == {
+        "band": [[2, 2]],
+        "robot": [[1, 1]],
+    }
+    human, generated = report.split("### human")[1].split("### generated")
+    assert "| vocal | 1 / 1 |" in human
+    assert "| vocal | 1 / 0 |" in generated

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from model.audio import SILENCE_PEAK, AudioInfo, AudioReader, AudioTooShortError, SilentAudioError, read_audio
+from model.audio import (
+    SILENCE_PEAK,
+    AudioInfo,
+    AudioReader,
+    AudioTooLongError,
+    AudioTooShortError,
+    SilentAudioError,
+    read_audio,
+)
 from model.bundle import Calibration
 from model.network import SEGMENT_SAMPLES
 from model.segments import TAIL_PARTS, cut_segments
@@ -237,3 +245,10 @@ def test_an_unknown_or_absent_device_is_refused_with_what_there_is() -> None:
         with pytest.raises(DeviceError, match=f"no device '{device}' here.*cpu"):
             choose_device(device)
     assert choose_device("cpu").type == "cpu"
+
+
+def test_how_short_and_how_long_a_clip_may_be_is_the_caller_s_choice(tagger: Tagger) -> None:
+    with pytest.raises(AudioTooShortError):
+        tagger.tag(wav(chords(2.0)), min_s=3.0)
+    with pytest.raises(AudioTooLongError):
+        tagger.tag(wav(chords(2.0)), max_s=1.5)

@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from model.audio import read_audio
-from model.bundle import SHIPPED, BundleError, load_bundle, save_bundle
+from model.bundle import SHIPPED, BundleError, Calibration, load_bundle, save_bundle
+from model.evaluation.metrics import plain, tag_metrics
 from model.frontend import LogMel
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
 from model.segments import cut_segments
@@ -33,7 +34,7 @@ from model.training.augmentation import (
     mel_centres_hz,
 )
 from model.training.cache import CLIP_FRAMES, VARIANTS, build, load, variants
-from model.training.calibration import best_f1_threshold, calibrate, platt, read_calibration
+from model.training.calibration import best_f1_threshold, calibrate, platt, pool_clips, read_calibration
 from model.training.checks import (
     TrainingError,
     check_clips,
@@ -58,6 +59,7 @@ from model.training.train import (
     train,
     usable,
     with_fast_filters,
+    write_bundle,
 )
 from model.training.words import NO_VOCALS, SINGING, WORDS, opinions
 from tests.model.material import beat, drone
@@ -1201,3 +1203,114 @@ def test_pooling_leaves_the_mean_only_where_that_ranks_better() -> None:
     assert anywhere.pooling > 0.0
     assert throughout.pooling < 0.0
     assert mean.pooling == 0.0
+
+
+@pytest.fixture
+def partly_silent(tmp_path: Path) -> Path:
+    """Eight clips of four sources, the last of which may not train, and a fifth with the first one's file."""
+    rng = np.random.default_rng(5)
+    rows = ["id,file,source,split,beat,drone,train_ok"]
+    for index in range(8):
+        make, is_beat = (beat, 1) if index % 2 else (drone, 0)
+        sound = np.pad(make(6.0, rng), (0, RATE * (9 if index % 3 else 1)))
+        write_flac(tmp_path / f"{index}.flac", sound)
+        rows.append(f"{index},{index}.flac,s{index // 2},val,{is_beat},{1 - is_beat},{int(index != 7)}")
+    rows.append("again,0.flac,other,val,0,1,1")
+    (tmp_path / "own.csv").write_text("\n".join(rows) + "\n")
+    return tmp_path / "own.csv"
+
+
+def untrained(settings: TrainSettings) -> TaggerNetwork:
+    torch.manual_seed(1)
+    return TaggerNetwork(settings.tags, settings.network).eval()
+
+
+def test_nothing_of_a_fold_teaches_or_chooses_and_silence_does_not_count(
+    partly_silent: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    met: list[tuple[TrainSettings, Material, Material]] = []
+
+    def learn_nothing(
+        settings: TrainSettings, learn: Material, held_out: Material, *_: object
+    ) -> TaggerNetwork:
+        settings.out.mkdir(parents=True)
+        met.append((settings, learn, held_out))
+        return untrained(settings)
+
+    monkeypatch.setattr("model.training.cross_validation.fit", learn_nothing)
+
+    path = cross_validate(settings_for(partly_silent, tmp_path / "cv", train_ok_only=True), 3)
+
+    said = {row["id"]: row for row in csv.DictReader(path.read_text().splitlines())}
+    for settings, learn, held_out in met:
+        assert settings.keep_last
+        assert all(clip.train_ok for clip in learn.clips)
+        assert {clip.source for clip in learn.clips}.isdisjoint(clip.source for clip in held_out.clips)
+        assert {clip.path for clip in learn.clips}.isdisjoint(clip.path for clip in held_out.clips)
+    ids = [clip.id for _, _, held_out in met for clip in held_out.clips]
+    found = [clip_logits(untrained(met[0][0]), held_out, CPU) for _, _, held_out in met]
+    windows = [z[:, 0] for logits, _ in found for z in logits]
+    weights = [w for _, fold in found for w in fold]
+    truth = np.concatenate([held_out.labels[:, 0] for _, _, held_out in met])
+    fitted, _ = calibrate(windows, truth, "beat", weights)
+    expected = score(pool_clips(windows, fitted.pooling, weights), fitted)
+    assert [float(said[clip]["beat"]) for clip in ids] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_a_bundle_is_calibrated_and_measured_without_silence(partly_silent: Path, tmp_path: Path) -> None:
+    settings = settings_for(partly_silent, tmp_path / "run")
+    material, network = prepare(settings), untrained(settings)
+    logits, weights = clip_logits(network, material, CPU)
+    column, sources = [z[:, 0] for z in logits], [clip.source for clip in material.clips]
+
+    bundle, _ = load_bundle(write_bundle(network, material, material, settings, CPU))
+
+    fitted, threshold = calibrate(column, material.labels[:, 0], "beat", weights)
+    scores = score(pool_clips(column, fitted.pooling, weights), fitted)
+    assert bundle.calibration["beat"] == fitted
+    assert bundle.metrics["beat"] == plain(
+        tag_metrics("beat", material.labels[:, 0], scores, sources, threshold)
+    )
+
+
+@pytest.mark.parametrize(("keep_last", "kept"), [(False, 0), (True, -1)])
+def test_the_best_evaluation_is_kept_or_the_last(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, keep_last: bool, kept: int
+) -> None:
+    settings = settings_for(
+        manifest, tmp_path / "run", steps=2, evaluate_every=1, consistency=False, keep_last=keep_last
+    )
+    judged: list[dict[str, torch.Tensor]] = []
+
+    def worse_and_worse(network: TaggerNetwork, *_: object) -> list[float]:
+        judged.append({name: value.clone() for name, value in network.state_dict().items()})
+        return [0.9 / len(judged)] * 2
+
+    monkeypatch.setattr("model.training.train.clip_aucs", worse_and_worse)
+    material = prepare(settings)
+
+    network = fit(settings, material, material, CPU, lambda *_: None)
+
+    assert len(judged) == 2
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, judged[kept][name], msg=name)
+
+
+def test_a_few_clips_that_are_told_apart_well_do_not_make_scores_extreme() -> None:
+    logits, labels = np.array([3.0] * 5 + [-3.0] * 8), np.array([1.0] * 5 + [0.0] * 8, np.float32)
+
+    scale, bias = platt(logits, labels)
+
+    yes, no = score(np.array([3.0, -3.0]), Calibration(0.0, scale, bias))
+    assert yes == pytest.approx(6 / 7, abs=0.01)  # (P + 1) / (P + 2)
+    assert no == pytest.approx(1 / 10, abs=0.01)  # 1 / (N + 2)
+
+
+def test_a_pooling_that_ranks_one_pair_of_many_better_is_luck() -> None:
+    windows = [np.full(3, 2.0)] * 39 + [np.array([-1.0, -1.0, 1.4])]
+    windows += [np.full(3, -0.1)] + [
+        np.full(3, -2.0)
+    ] * 39  # the mean of the last yes lies below the first no
+    labels = np.array([1.0] * 40 + [0.0] * 40, np.float32)
+
+    assert calibrate(windows, labels)[0].pooling == 0.0
