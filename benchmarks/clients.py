@@ -23,6 +23,8 @@ class Outcome:
     """What came of a run: seconds of each good answer, and how often each status came."""
 
     seconds: float = 0.0
+    wall_s: float = 0.0
+    """With what came before and, of arrivals, until the last answer."""
     client_cpu_s: float = 0.0
     latencies_s: list[float] = field(default_factory=list)
     statuses: Counter[int] = field(default_factory=Counter)
@@ -74,8 +76,8 @@ class Load:
             begun, cpu = time.perf_counter(), time.process_time()
             await drive(sender)
             outcome = sender.outcome
-            wall = time.perf_counter() - begun
-            outcome.client_cpu_s = (time.process_time() - cpu) * self.seconds / wall
+            outcome.wall_s = time.perf_counter() - begun
+            outcome.client_cpu_s = (time.process_time() - cpu) * self.seconds / outcome.wall_s
             outcome.seconds = self.seconds
             return outcome
 

@@ -130,7 +130,7 @@ def run(server: Server, load: Load, amount: float, *, arrivals: bool = False) ->
     outcome = load.open(amount) if arrivals else load.closed(int(amount))
     spent_s = server.cpu_s() - cpu_s
     server.freeze()
-    return outcome, spent_s / (load.warm_s + load.seconds)
+    return outcome, spent_s / outcome.wall_s
 
 
 def row(outcome: Outcome) -> list[object]:

@@ -23,6 +23,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--songs", type=int, default=2, help="of the starts, how many also get the long song")
     arguments = parser.parse_args()
+    if arguments.songs < 1:
+        parser.error("--songs must be 1 or more")
     song = make_song(HOURS, KBIT_S)
     runs = [start(song if round_ < arguments.songs else None) for round_ in range(arguments.rounds)]
     ready_s, idle_mb, song_s, above_mb = (

@@ -213,7 +213,11 @@ class Tagger:
 
     def embed(self, segments: FloatArray) -> FloatArray:
         """Segments [B, segment_samples] -> [B, E + 1], row by row: their embeddings, and `sounding`."""
-        return np.concatenate([self._engine(segments), sounding(segments)], 1)
+        return np.concatenate([self.trunk(segments), sounding(segments)], 1)
+
+    def trunk(self, segments: FloatArray) -> FloatArray:
+        """Segments [B, segment_samples] -> embeddings [B, E], row by row: all that needs the device."""
+        return self._engine(segments)
 
     def finish(self, embeddings: FloatArray, audio: AudioInfo, *, start_s: float = 0.0) -> Tagging:
         """All that `embed` gave of a clip, in order [N, E + 1] -> its tagging; it began at `start_s`."""

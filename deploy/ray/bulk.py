@@ -13,8 +13,9 @@ import io
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Final
@@ -24,12 +25,13 @@ import typer
 from fsspec.core import url_to_fs
 from loky import cpu_count
 
-from app.files import Stamp, is_companion, key_of, write_whole
+from app import files
+from app.files import Stamp, key_of, write_whole
 from app.output import Failed, Origin, ParquetWriter, as_utf8, origin_of
 from app.prefetch import Listening, listen, open_local
 from deploy.ray.cluster import connect
 from model.bundle import SHIPPED, load_bundle
-from model.tagger import Tagger
+from model.tagger import Tagger, choose_device
 
 PART: Final = "part-{}.parquet"
 TRIES: Final = 3
@@ -85,9 +87,15 @@ def open_file(url: str) -> Iterator[tuple[Stamp, Path | BinaryIO]]:
             yield opened
     else:
         fs, path = url_to_fs(url)
-        stamp = Stamp(int(fs.info(path)["size"]), fs.modified(path).timestamp())
         with fs.open(path, "rb") as file:
-            yield stamp, file
+            yield _stamp_of(fs, path), file
+
+
+def _stamp_of(fs: fsspec.AbstractFileSystem, path: str) -> Stamp:
+    """Of a server that tells neither size nor time: nothing."""
+    with suppress(NotImplementedError):
+        return Stamp(int(fs.info(path)["size"] or 0), fs.modified(path).timestamp())
+    return Stamp(int(fs.info(path)["size"] or 0), 0.0)
 
 
 def write_object(url: str, data: bytes) -> None:
@@ -117,7 +125,7 @@ def find_files(source: str, column: str) -> list[str]:
         rows = csv.DictReader(io.StringIO(file.read(), newline=""))
     if column not in (rows.fieldnames or ()):
         raise ValueError(f"{source} has no column {column!r}: name it with --column")
-    folder = source.rpartition("/")[0] or "."
+    folder = absolute(source).rpartition("/")[0]
     named = (row[column] for row in rows if row[column])
     joined = (name if "://" in name or name.startswith("/") else f"{folder}/{name}" for name in named)
     return list(dict.fromkeys(map(absolute, joined)))
@@ -133,10 +141,12 @@ def files_below(folder: str) -> list[str]:
     fs, root = url_to_fs(folder)
     if not fs.isdir(root):
         raise FileNotFoundError(f"{folder} is no folder, and no manifest that ends with .csv")
+    if is_local(folder):
+        return sorted(absolute(str(path)) for path in files.files_below(Path(folder)))
     names = (str(name) for name in fs.find(root))
-    music = (name for name in names if not is_companion(Path(name)))
-    seen = (name for name in music if not any(part.startswith(".") for part in Path(name).parts[1:]))
-    return sorted(seen if is_local(folder) else map(fs.unstrip_protocol, seen))
+    music = (name for name in names if not files.is_companion(Path(name)))
+    seen = (name for name in music if "/." not in name.removeprefix(root))
+    return sorted(map(fs.unstrip_protocol, seen))
 
 
 def read_done(out: str, origin: Origin) -> set[str]:
@@ -152,7 +162,9 @@ def read_done(out: str, origin: Origin) -> set[str]:
 
     fs, root = url_to_fs(out)
     done: set[str] = set()
-    for part in fs.glob(f"{root}/{PART.format('*')}"):
+    for part in fs.find(root, maxdepth=1):
+        if not fnmatch(part.rpartition("/")[2], PART.format("*")):
+            continue
         table = parquet.read_table(BufferReader(fs.cat_file(part)))
         if not _origins_of(table) <= {origin}:
             raise ValueError(f"{out} holds scores of other weights: name another folder")
@@ -225,16 +237,18 @@ def main(
     """
     out = absolute(out)
     try:
+        if address is None:
+            choose_device(device)
         origin = origin_of(load_bundle(weights or SHIPPED)[0].sha256, 0.0, None)
-        files = find_files(source, column)
+        wanted = find_files(source, column)
         if is_local(out):
             Path(out).mkdir(parents=True, exist_ok=True)
         done = read_done(out, origin)
     except (ValueError, OSError, RuntimeError) as error:
         typer.echo(f"bulk: {error}", err=True)
         raise typer.Exit(2) from error
-    left = [file for file in files if as_utf8(file) not in done]
-    typer.echo(f"{len(files)} files, {len(files) - len(left)} of them done before", err=True)
+    left = [file for file in wanted if as_utf8(file) not in done]
+    typer.echo(f"{len(wanted)} files, {len(wanted) - len(left)} of them done before", err=True)
     if not left:
         return
     connect(address, workers * threads)

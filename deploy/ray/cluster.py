@@ -18,6 +18,7 @@ def connect(address: str | None, cores: int) -> None:
         ray.init(address=address)
     else:
         ray.init(
+            address="local",  # also where a cluster runs on this machine
             num_cpus=cores,
             include_dashboard=False,
             object_store_memory=OBJECT_STORE_BYTES,

@@ -9,7 +9,9 @@ are those of the service (`TAGGER_*`), on every node.
 """
 
 import asyncio
+import os
 import time
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -64,7 +66,7 @@ class TaggerReplica:
     @serve.batch(batch_size_fn=count_segments)  # type: ignore[untyped-decorator] # see pyproject.toml
     async def embed(self, calls: list[FloatArray]) -> list[FloatArray]:
         """Segments [B, samples] of each call -> embeddings [B, E] of each, in one forward pass."""
-        embeddings = await asyncio.to_thread(self._tagger.embed, np.concatenate(calls))
+        embeddings = await asyncio.to_thread(self._tagger.trunk, np.concatenate(calls))
         return np.split(embeddings, np.cumsum([len(segments) for segments in calls])[:-1])
 
 
@@ -107,7 +109,9 @@ def build_ingress() -> FastAPI:
     settings = Settings()
     bundle, network = load_bundle(settings.weights or SHIPPED)
     engine = RayEngine(serve.get_deployment_handle("tagger", _check_exists=False))
-    return create_app(settings, tagger=Tagger(bundle, network, torch.device("cpu"), engine))
+    tagger = Tagger(bundle, network, torch.device("cpu"), engine)
+    # A replica lets SIGTERM by, which would be the orderly end.
+    return create_app(settings, tagger=tagger, on_failure=partial(os._exit, 1))
 
 
 Taggers = serve.deployment(

@@ -1,6 +1,10 @@
 """What a worker of deploy/ray/bulk.py does with one part, and what a later run makes of it; without Ray."""
 
+import io
 import os
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +94,42 @@ def test_a_bucket_is_read_and_written_without_a_local_file(clips: dict[str, Path
     assert read_done("memory://tags", ORIGIN) == set(files)
     with open_file(files[0]) as (stamp, _):
         assert stamp.size_bytes == clips["sung_pop"].stat().st_size
+
+
+@pytest.mark.parametrize("folder", [".hidden/music", "[live] *?"])
+def test_folders_may_have_any_name(tmp_path: Path, folder: str) -> None:
+    music = tmp_path / folder
+    music.mkdir(parents=True)
+    (music / "song.wav").write_bytes(tune(2))
+    (music / "gone.wav").symlink_to("nowhere")
+    os.mkfifo(music / "pipe.wav")
+
+    found = find_files(str(music), "file")
+    tag(found, str(music))
+
+    assert found == [str(music / "song.wav")]
+    assert read_done(str(music), ORIGIN) == set(found)
+
+
+def test_a_file_of_a_web_server_that_tells_no_time_is_read(clips: dict[str, Path]) -> None:
+    folder = clips["sung_pop"].parent
+    serve = partial(SimpleHTTPRequestHandler, directory=folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), serve) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            with open_file(f"http://127.0.0.1:{server.server_port}/{clips['sung_pop'].name}") as (
+                stamp,
+                file,
+            ):
+                assert isinstance(file, io.IOBase)
+                content = file.read()
+        finally:
+            server.shutdown()
+            thread.join()
+
+    assert content == clips["sung_pop"].read_bytes()
+    assert stamp.size_bytes == len(content)
 
 
 def test_a_manifest_names_files_relative_to_itself(tmp_path: Path) -> None:

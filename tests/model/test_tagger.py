@@ -20,7 +20,7 @@ from model.audio import (
     SilentAudioError,
     read_audio,
 )
-from model.bundle import Calibration
+from model.bundle import Calibration, load_bundle
 from model.network import SEGMENT_SAMPLES
 from model.segments import TAIL_PARTS, cut_segments
 from model.tagger import (
@@ -245,6 +245,18 @@ def test_an_unknown_or_absent_device_is_refused_with_what_there_is() -> None:
         with pytest.raises(DeviceError, match=f"no device '{device}' here.*cpu"):
             choose_device(device)
     assert choose_device("cpu").type == "cpu"
+
+
+def test_the_trunk_of_one_tagger_may_be_the_engine_of_another(tagger: Tagger) -> None:
+    class Elsewhere:
+        name, precision = "elsewhere", "fp32"
+
+        def __call__(self, segments: NDArray[np.float32]) -> NDArray[np.float32]:
+            return tagger.trunk(segments)
+
+    other = Tagger(*load_bundle(), torch.device("cpu"), Elsewhere())
+
+    assert other.tag(wav(chords(12.0))) == tagger.tag(wav(chords(12.0)))
 
 
 def test_how_short_and_how_long_a_clip_may_be_is_the_caller_s_choice(tagger: Tagger) -> None:
