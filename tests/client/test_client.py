@@ -458,8 +458,16 @@ def test_a_key_beside_a_user_in_the_url_is_refused() -> None:
         ("", None),
     ],
 )
-def test_retry_after_is_seconds_or_a_date(retry_after: str, expected: float | None) -> None:
-    assert seconds_until(retry_after, datetime(2026, 11, 24, 12, tzinfo=UTC)) == expected
+def test_retry_after_is_seconds_or_a_date(
+    monkeypatch: pytest.MonkeyPatch, retry_after: str, expected: float | None
+) -> None:
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert seconds_until(retry_after, datetime(2026, 11, 24, 12, tzinfo=UTC)) == expected
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 # Memory

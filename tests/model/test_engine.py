@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from loky import cpu_count
 from numpy.typing import NDArray
 
 from model.bundle import load_bundle
@@ -175,14 +174,18 @@ def test_an_engine_can_be_asked_for_by_name(engine: str) -> None:
     assert (tagger.engine, tagger.precision) == (engine.removesuffix("-fp32"), "fp32")
 
 
-def test_pytorch_takes_as_many_threads_as_the_other_engine_would(network: TaggerNetwork) -> None:
+@pytest.mark.parametrize(("cores", "expected"), [(3, 3), (64, MAX_THREADS)])
+def test_pytorch_takes_as_many_threads_as_the_other_engine_would(
+    network: TaggerNetwork, monkeypatch: pytest.MonkeyPatch, cores: int, expected: int
+) -> None:
+    monkeypatch.setattr("model.engine.cpu_count", lambda: cores)
     threads = torch.get_num_threads()
-    torch.set_num_threads(threads + 1)
+    try:
+        choose_engine(network, CPU, "torch")
 
-    choose_engine(network, CPU, "torch")
-
-    assert torch.get_num_threads() == min(cpu_count(), MAX_THREADS)
-    torch.set_num_threads(threads)
+        assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_a_missing_engine_gives_way_to_pytorch_with_a_warning(
