@@ -250,7 +250,7 @@ def test_train_asks_for_something_to_learn_from() -> None:
 def test_folds_give_predictions_that_evaluate_measures(manifest: Path, folder: Path, tmp_path: Path) -> None:
     trained = run(
         *("train", "--manifest", manifest, "--tags", ", ".join(TAGS), "--folds", "2", "--steps", "2"),
-        *("--batch", "4", "--device", "cpu", "--cache", tmp_path / "cache", "--out", tmp_path / "cv"),
+        *("--batch", "4", "--device", "cpu", "--cache", folder.parent / "cache", "--out", tmp_path / "cv"),
     )
 
     assert trained.stdout == f"Predictions: {tmp_path / 'cv' / 'predictions.csv'}\n", trained.output
