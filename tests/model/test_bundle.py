@@ -86,7 +86,8 @@ def strange_numbers(folder: Path) -> None:
 
 def diverge(folder: Path) -> None:
     tensors = load_tensors((folder / WEIGHTS_FILE).read_bytes())
-    next(iter(tensors.values())).view(-1)[0] = torch.nan
+    floats = next(tensor for tensor in tensors.values() if tensor.is_floating_point())  # others count batches
+    floats.view(-1)[0] = torch.nan
     save_file(tensors, folder / WEIGHTS_FILE)
     change(sha256=hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest())(folder)
 
