@@ -136,11 +136,12 @@ def walk(paths: Iterable[Path], leave_out: Container[str] = (), *, may_be_empty:
 
     A folder without any does so, too, to be told of, unless it `may_be_empty`.
     """
-    found: dict[Path, None] = {}
+    found: dict[str, Path] = {}
     for path in paths:
         below = files_below(path, leave_out) if is_folder(path) else [path]
-        found.update(dict.fromkeys(below or ([] if may_be_empty else [path])))
-    return list(found)
+        for file in below or ([] if may_be_empty else [path]):
+            found.setdefault(key_of(file), file)
+    return list(found.values())
 
 
 def arrivals(

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal, Protocol
@@ -109,8 +110,7 @@ class MetadataWriter:
             with replacing(path) as scratch:
                 _change_copy(path, scratch, wanted)
                 _check_values(scratch, wanted)
-                if stamp_of(path) != stamp or is_open_for_writing(path):
-                    raise MetadataError("it is being changed by another program; run the command again later")
+                _check_unchanged(path, stamp)
                 # Only now, as undo must find no change that could not be made.
                 note = {"path": str(path.absolute()), "before": before, "had_metadata": metadata.is_there}
                 self._note(note)
@@ -137,8 +137,17 @@ def _change_copy(path: Path, scratch: Path, values: Values, *, had_metadata: boo
     """Copy a file and `change` the copy. Raises MetadataError if that would change the sound."""
     shutil.copyfile(path, scratch)
     change(scratch, values, had_metadata=had_metadata)
-    if sound_digest(path) != sound_digest(scratch):
+    # Not on the main thread: PyAV drops a Ctrl-C that comes while it reads, and takes it for the file's end.
+    with ThreadPoolExecutor(1) as reader:
+        one, other = reader.map(sound_digest, (path, scratch))
+    if one != other:
         raise MetadataError("its metadata cannot be changed: its sound would not stay as it is")
+
+
+def _check_unchanged(path: Path, stamp: Stamp) -> None:
+    """Raise MetadataError if another program changed the file meanwhile, or still may."""
+    if stamp_of(path) != stamp or is_open_for_writing(path):
+        raise MetadataError("it is being changed by another program; run the command again later")
 
 
 def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
@@ -154,7 +163,9 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
     for path, before, had_metadata in reversed(changes):
         try:
             with _failures(), replacing(path) as scratch:
+                stamp = stamp_of(path)
                 _change_copy(path, scratch, before, had_metadata=had_metadata)
+                _check_unchanged(path, stamp)
         except MetadataError as error:
             yield path, error
         else:
@@ -311,8 +322,9 @@ class Id3Metadata:
                 file.write(v1)
 
     def remove_if_empty(self) -> None:
-        """Remove the block if it holds no more than the ID3v1 does."""
-        if set(self._tags) <= set(ParseID3v1(self._v1()) or {}):
+        """Remove the block if it holds no more than the ID3v1 does, nor says anything else."""
+        short = {frame.HashKey: frame for frame in (ParseID3v1(self._v1()) or {}).values()}
+        if all(short.get(frame.HashKey) == frame for frame in self._tags.values()):
             v1 = {"delete_v1": False} if type(self._tags) is ID3 else {}
             self._tags.delete(self._path, **v1)
 

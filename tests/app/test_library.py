@@ -21,7 +21,7 @@ import pyarrow.parquet
 import pytest
 from numpy.typing import NDArray
 
-from app.files import arrivals, files_below, stamp_of, unwritable, write_whole
+from app.files import arrivals, files_below, stamp_of, unwritable, walk, write_whole
 from app.library import Library, Playlist
 from app.output import Failed, Format, Outcome, Writer, origin_of, read_back, sparkline
 from app.prefetch import Listening
@@ -746,3 +746,11 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 
     assert [out.read_text(), link.is_symlink()] == ["new", True]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link.json", "out.json"]
+
+
+def test_a_folder_in_two_spellings_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "music").mkdir()
+    (tmp_path / "music" / "song.mp3").touch()
+    monkeypatch.chdir(tmp_path)
+
+    assert walk([Path("music"), tmp_path / "music"]) == [Path("music/song.mp3")]

@@ -5,6 +5,7 @@ import os
 import resource
 import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import mutagen
 import numpy as np
 import pytest
 from mutagen.flac import FLAC
-from mutagen.id3 import ID3, TCON, TIT2, TPE1, TYER
+from mutagen.id3 import COMM, ID3, TCON, TIT2, TPE1, TYER
 from numpy.typing import NDArray
 
 from app.files import append, stamp_of
@@ -459,3 +460,76 @@ def test_undo_finds_the_files_from_any_folder(
 
     assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
     assert ours(clip) == {}
+
+
+def id3v1_alone(song: NDArray[np.float32], clip: Path, comment: str) -> None:
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "mp3"))
+    tags = ID3()
+    tags.add(TIT2(3, ["Old title"]))
+    if comment:
+        tags.add(COMM(3, lang="eng", desc="", text=[comment]))
+    tags.save(clip, v1=2)
+    tags.delete(clip, delete_v1=False)
+
+
+@pytest.mark.parametrize("comment", ["", "ripped at home"])
+def test_undo_leaves_an_id3v1_alone_as_it_was(
+    song: NDArray[np.float32], tmp_path: Path, comment: str
+) -> None:
+    clip = tmp_path / "clip.mp3"
+    id3v1_alone(song, clip, comment)
+    before = clip.read_bytes()
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
+
+    assert clip.read_bytes() == before
+
+
+def test_undo_keeps_a_title_that_was_corrected_meanwhile(song: NDArray[np.float32], tmp_path: Path) -> None:
+    title = "交响曲 No. 5 in C minor, Op. 67: I. Allegro con brio (live)"
+    clip = tmp_path / "clip.mp3"
+    id3v1_alone(song, clip, "")
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+    tags = ID3(clip)
+    tags["TIT2"] = TIT2(3, [title])
+    tags.save(clip)  # its ID3v1, too, which holds 30 characters of Latin-1
+
+    assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
+
+    assert ID3(clip)["TIT2"].text == [title]
+    assert ours(clip) == {}
+
+
+def test_undo_leaves_a_file_alone_that_another_program_is_writing(
+    song: NDArray[np.float32], tmp_path: Path
+) -> None:
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "flac"))
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    with clip.open("r+b"):
+        [(path, error)] = undo(tmp_path / "undo.jsonl")
+
+    assert path == clip
+    assert "another program" in str(error)
+    assert ours(clip) == WANTED
+
+
+def test_the_sound_is_not_read_where_ctrl_c_would_be_lost(
+    song: NDArray[np.float32], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "flac"))
+    threads: list[threading.Thread] = []
+
+    def read(_: Path) -> bytes:
+        threads.append(threading.current_thread())
+        return b""
+
+    monkeypatch.setattr("app.metadata.sound_digest", read)
+
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
