@@ -13,7 +13,7 @@ import io
 import os
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from fnmatch import fnmatch
 from functools import partial
@@ -92,10 +92,12 @@ def open_file(url: str) -> Iterator[tuple[Stamp, Path | BinaryIO]]:
 
 
 def _stamp_of(fs: fsspec.AbstractFileSystem, path: str) -> Stamp:
-    """Of a server that tells neither size nor time: nothing."""
-    with suppress(NotImplementedError):
-        return Stamp(int(fs.info(path)["size"] or 0), fs.modified(path).timestamp())
-    return Stamp(int(fs.info(path)["size"] or 0), 0.0)
+    """Size and time; 0 for what a server does not tell."""
+    size_bytes = int(fs.info(path)["size"] or 0)
+    try:
+        return Stamp(size_bytes, fs.modified(path).timestamp())
+    except NotImplementedError:  # fsspec asks no web server for times
+        return Stamp(size_bytes, 0.0)
 
 
 def write_object(url: str, data: bytes) -> None:
