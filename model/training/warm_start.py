@@ -24,7 +24,8 @@ ALIVE = 1e-3
 BN_EPS = 1e-3
 
 
-def _suffix(name: str, index: int) -> str:
+def suffixed(name: str, index: int) -> str:
+    """TensorFlow's name of the layer `index` of its kind, `name`: the first has no number."""
     return f"{name}_{index}" if index else name
 
 
@@ -35,7 +36,7 @@ def _norms(kernel: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def alive_filters(weights: Weights, index: int) -> NDArray[np.intp]:
     """Indices of the filters of convolution `index` that are not dead."""
-    norms = _norms(weights[_suffix("conv2d", index) + "/kernel"][:, :, 0, :])
+    norms = _norms(weights[suffixed("conv2d", index) + "/kernel"][:, :, 0, :])
     return np.flatnonzero(norms > ALIVE * norms.max())
 
 
@@ -69,17 +70,23 @@ def set_norm(
     keep: slice | NDArray[np.intp] = slice(None),
 ) -> None:
     """Copy batch norm `index` (the channels `keep` of it), in place."""
-    name = _suffix("batch_normalization", index)
+    name = suffixed("batch_normalization", index)
     _set(norm.weight, weights[name + "/gamma"][keep])
     _set(norm.bias, weights[name + "/beta"][keep])
     _set(norm.running_mean, weights[name + "/moving_mean"][keep])
     _set(norm.running_var, weights[name + "/moving_variance"][keep])
 
 
+def set_conv(conv: nn.Conv2d | nn.ConvTranspose2d, weights: Weights, name: str) -> None:
+    """Copy the two-dimensional convolution `name`, transposed or not, in place."""
+    _set(conv.weight, weights[name + "/kernel"].transpose(3, 2, 0, 1))
+    _set(conv.bias, weights[name + "/bias"])
+
+
 def _constants(weights: Weights, conv: int, norm: int) -> NDArray[np.float32]:
     """What a dead filter puts out: its bias through ReLU and batch norm."""
-    name = _suffix("batch_normalization", norm)
-    relu = np.maximum(weights[_suffix("conv2d", conv) + "/bias"], 0)
+    name = suffixed("batch_normalization", norm)
+    relu = np.maximum(weights[suffixed("conv2d", conv) + "/bias"], 0)
     scale = weights[name + "/gamma"] / np.sqrt(weights[name + "/moving_variance"] + BN_EPS)
     constants: NDArray[np.float32] = (relu - weights[name + "/moving_mean"]) * scale + weights[name + "/beta"]
     return constants
@@ -90,12 +97,12 @@ def load_musical_branch(branch: MusicalBranch, mel_norm: nn.BatchNorm2d, weights
     set_norm(mel_norm, weights, 0)
     keep = [alive_filters(weights, index) for index in range(5)]
     for index, module in enumerate(cast("list[BandFilters]", list(branch.filters))):
-        name = _suffix("conv2d", index)
+        name = suffixed("conv2d", index)
         kernel = weights[name + "/kernel"][:, :, 0, :][..., keep[index]]  # frames, bands, filters
         _set(module.conv.weight, kernel.transpose(2, 1, 0)[:, None])
         _set(module.conv.bias, weights[name + "/bias"][keep[index]])
         set_norm(module.norm, weights, index + 1, keep[index])
-    offsets = np.cumsum([0, *(weights[_suffix("conv2d", i) + "/bias"].size for i in range(5))])
+    offsets = np.cumsum([0, *(weights[suffixed("conv2d", i) + "/bias"].size for i in range(5))])
     alive_in = np.concatenate([k + offset for k, offset in zip(keep, offsets, strict=False)])
     constants = np.concatenate([_constants(weights, index, index + 1) for index in range(5)])
     mid = alive_mid(weights)
@@ -128,7 +135,7 @@ def _load_over_time(
         constants: what each channel of the front puts out if it is dead.
     """
     for step, (layer, out) in enumerate(zip(cast("list[TimeConv]", list(layers)), written, strict=True)):
-        name = _suffix("conv2d", 5 + step)
+        name = suffixed("conv2d", 5 + step)
         kernel = weights[name + "/kernel"][:, :, 0, :]  # frames, in, out
         dead = np.setdiff1d(np.arange(kernel.shape[1]), alive_in)
         bias = weights[name + "/bias"] + np.einsum("tio,i->o", kernel[:, dead], constants[dead])
@@ -146,7 +153,7 @@ def _load_over_time(
 def live_dense(weights: Weights) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """The dense layer over (maxima, means) of live channels, norm folded in: [2 C, 200] and [200]."""
     front_keep = [alive_filters(weights, index) for index in range(5)]
-    sizes = [weights[_suffix("conv2d", i) + "/bias"].size for i in range(5)]
+    sizes = [weights[suffixed("conv2d", i) + "/bias"].size for i in range(5)]
     mid_size = weights["conv2d_5/bias"].size
     mid = alive_mid(weights)
     offsets = np.cumsum([0, *sizes, mid_size, mid_size])

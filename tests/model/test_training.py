@@ -5,7 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -322,6 +322,7 @@ def no_decoding(*_: object) -> None:
         ({"teachers": Path("nowhere")}, "give both, or neither"),
         ({"musicnn": Path("nowhere")}, "give both, or neither"),
         ({"teachers": Path("nowhere"), "musicnn": Path("nowhere")}, r"--teachers nowhere.*teach\.py"),
+        ({"spleeter": Path("nowhere")}, "--spleeter teaches beside --teachers"),
         ({"device": "abacus"}, "abacus"),
         ({"init": Path("nowhere")}, "nowhere"),
         ({"soft_labels": Path(__file__)}, "soft labels are an npz"),
@@ -1040,6 +1041,23 @@ def test_words_can_speak_against_a_tag() -> None:
     said = opinions(("vocal",), lessons, names)
 
     assert said[1].max() < said[0].min()
+
+
+def test_how_much_is_voice_counts_as_much_as_two_other_words_where_it_was_heard() -> None:
+    mtt = [word for group in WORDS["vocal"] for word in group.words if group.teacher == "mtt"]
+    names: dict[str, Sequence[str]] = {"audioset": SINGING, "mtt": mtt, "spleeter": ["voice"]}
+    rng = np.random.default_rng(3)
+    lessons = {
+        "audioset": rng.uniform(0.0, 1.0, (4, 29, len(SINGING))).astype(np.float16),
+        "mtt": rng.uniform(0.0, 1.0, (4, 9, len(mtt))).astype(np.float16),
+    }
+    voice = np.where(np.arange(29) < 14, 0.9, 0.001).astype(np.float16)
+    silent = opinions(("vocal",), lessons, names)
+
+    said = opinions(("vocal",), {**lessons, "spleeter": np.tile(voice[:, None], (4, 1, 1))}, names)
+
+    expected = (4 * silent[..., 0] + 2 * np.where(voice > 0.5, 1.0356, -0.9664)) / 6
+    np.testing.assert_allclose(said[..., 0], expected, atol=0.01)
 
 
 def test_sources_are_dealt_whole_and_the_largest_ones_apart() -> None:
