@@ -17,11 +17,13 @@ def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def mix_targets(labels: Tensor, words: Tensor, trust: Tensor) -> Tensor:
-    """Labels [B, K] and what words say [B, K], both in [0, 1], NaN unknown -> targets [B, K].
+    """Labels [B, K] and what words say [B, K], NaN unknown -> targets [B, K].
 
-    Where both are known, the words make up `trust` [K] of the target; where one is, it is that one.
+    Where both are known, the words make up a share `trust` [2, K] of the target, in its first row where the
+    label is a no, in its second where it is a yes (above 0.5). Where one is known, it is that one.
     """
-    both = (1 - trust) * labels + trust * words
+    share = torch.where(labels > 0.5, trust[1], trust[0])
+    both = (1 - share) * labels + share * words
     return torch.where(labels.isnan(), words, torch.where(words.isnan(), labels, both))
 
 

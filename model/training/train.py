@@ -58,7 +58,7 @@ from model.training.material import (
 )
 from model.training.radial import fit_radial
 from model.training.teachers import TeacherFolders, load_teach
-from model.training.words import TRUST, opinion_scale
+from model.training.words import opinion_scale, trust_in_words
 from model.unfolding import unfold_filters
 
 Progress = Callable[[int, int, dict[str, float]], None]
@@ -175,7 +175,7 @@ class Student:
         self.distiller = nn.Linear(network.config.hidden, soft).to(device)
         self.opinion = torch.from_numpy(opinion_scale(settings.tags)).to(device)
         self.settings = settings
-        self.trust = torch.tensor([TRUST.get(tag, 0.0) for tag in settings.tags], device=device)
+        self.trust = torch.from_numpy(trust_in_words(settings.tags)).to(device)
         self.branches = [with_fast_filters(part) for part in network.branches]
 
     def losses(self, batch: Batch, device: torch.device, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -95,7 +95,18 @@ def test_targets_mix_labels_and_words_where_both_are_known_and_take_the_one_that
     labels = torch.tensor([[1.0, nan], [0.0, 1.0], [nan, nan]])
     words = torch.tensor([[0.2, 0.6], [nan, 0.5], [0.7, nan]])
 
-    targets = mix_targets(labels, words, torch.tensor([0.25, 0.9]))
+    targets = mix_targets(labels, words, torch.tensor([[0.25, 0.9], [0.25, 0.9]]))
 
     expected = torch.tensor([[0.8, 0.6], [0.0, 0.55], [0.7, nan]])
     torch.testing.assert_close(targets, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    ("label", "target"), [(0.0, 0.9 * 0.0 + 0.1 * 0.5), (1.0, 0.2 * 1.0 + 0.8 * 0.5)], ids=["no", "yes"]
+)
+def test_words_count_otherwise_beside_a_no_than_beside_a_yes(label: float, target: float) -> None:
+    trust = torch.tensor([[0.1], [0.8]])
+
+    mixed = mix_targets(torch.tensor([[label]]), torch.tensor([[0.5]]), trust)
+
+    assert mixed.item() == pytest.approx(target)

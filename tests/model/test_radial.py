@@ -93,7 +93,7 @@ def test_what_is_no_music_counts_more_than_other_labels(no_music: str) -> None:
     material = material_of(np.zeros((2, 1), np.float32), np.full((2, CLIP_S, 1), UNKNOWN, np.float16))
     material.clips[0] = replace(material.clips[0], source=no_music)
 
-    noise, other = (targets_of_windows(material, index, 1, trust=np.zeros(1)).item() for index in (0, 1))
+    noise, other = (targets_of_windows(material, index, 1, trust=np.zeros((2, 1))).item() for index in (0, 1))
 
     assert noise < other < 0
 
@@ -142,7 +142,7 @@ def test_labels_and_words_are_weighed_against_each_other(label: float, word: flo
     words = np.full((1, CLIP_S, 1), word, np.float16)
     material = material_of(np.array([[label]], np.float32), words)
 
-    targets = targets_of_windows(material, 0, 2, trust=np.array([0.25]))
+    targets = targets_of_windows(material, 0, 2, trust=np.full((2, 1), 0.25))
 
     np.testing.assert_allclose(targets, [[target], [target]], rtol=1e-3)
 
@@ -152,7 +152,7 @@ def test_a_window_is_told_what_the_teachers_said_of_its_own_seconds() -> None:
     words[0, 27:] = UNKNOWN
     material = material_of(np.full((1, 1), UNKNOWN, np.float32), words, seconds=27.0)
 
-    targets = targets_of_windows(material, 0, 5, trust=np.zeros(1))
+    targets = targets_of_windows(material, 0, 5, trust=np.zeros((2, 1)))
 
     # Seconds 0-9, 5-14, 10-19 and 15-24; the last window ends with the clip: 19-26 are known.
     assert targets[:, 0] == pytest.approx([4.5, 9.5, 14.5, 19.5, 22.5], rel=1e-3)
