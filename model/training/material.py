@@ -145,7 +145,8 @@ def _soft_targets(lessons: dict[str, NDArray[np.float16]]) -> NDArray[np.float16
     for name, values in lessons.items():
         array = values[..., heard] if name == "audioset" else values
         rows = array.astype(np.float32) if name.endswith("features") else _logit(array.astype(np.float32))
-        parts.append(standardised(by_second(rows, name)).astype(np.float16))
+        seconds = by_second(rows, name)
+        parts.append(standardised(seconds).reshape(seconds.shape).astype(np.float16))
     return np.concatenate(parts, 2)
 
 
