@@ -96,7 +96,7 @@ def trust_in_words(tags: Sequence[str]) -> NDArray[np.float32]:
     return np.array([TRUST.get(tag, (0.0, 0.0)) for tag in tags], np.float32).T
 
 
-OPINION: Final = {"vocal": (3.8, -1.9), "dance": (4.5, -1.4), "soundtrack": (4.8, -1.0), "pop": (3.3, -4.0)}
+OPINION: Final = {"vocal": (5.4, -1.3), "dance": (4.5, -1.4), "soundtrack": (4.8, -1.0), "pop": (3.3, -4.0)}
 """Scale and bias that make a logit of what a tag's words say, by Platt's method on the training split.
 
 They are constants, as they would move the scores of one fold of a cross-validation against another's:
