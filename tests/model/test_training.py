@@ -22,6 +22,7 @@ from model.frontend import LogMel
 from model.network import SEGMENT_SAMPLES, MusicalBranch, NetworkConfig, TaggerNetwork
 from model.segments import cut_segments
 from model.tagger import DeviceError, Tagger, pool_logits, score, sounding
+from model.training import cache
 from model.training.augmentation import (
     CHAIN,
     CODECS,
@@ -43,10 +44,11 @@ from model.training.checks import (
     warn_of_one_class,
     warn_of_shared_sources,
 )
-from model.training.corpus import SEPARATOR, Clip, ManifestError
+from model.training.corpus import SEPARATOR, Clip, ManifestError, read_manifest
 from model.training.cross_validation import cross_validate, deal, shares_file, shares_source
 from model.training.gather import write_flac
 from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix, sounding_mel
+from model.training.teachers import Lesson, TeacherFolders
 from model.training.train import (
     Log,
     TrainSettings,
@@ -379,6 +381,26 @@ def test_a_damaged_cache_is_made_anew(manifest: Path, tmp_path: Path, name: str,
     build(manifest, tmp_path, ("beat", "drone"), None)
 
     np.testing.assert_array_equal(np.concatenate(load(tmp_path).mels), expected)
+
+
+@pytest.mark.parametrize(("heard", "enough"), [(False, False), (True, True)], ids=["others", "spleeter"])
+def test_a_shard_that_a_new_teacher_has_not_heard_is_made_anew(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, heard: bool, enough: bool
+) -> None:
+    clips = read_manifest(manifest, ("beat", "drone"))[:2]
+    rows = np.full((5, 3), 0.5, np.float16)
+    lesson = Lesson(rows[0], rows, rows, rows, rows, rows if heard else None)
+    monkeypatch.setattr(cache, "_teachers", lambda _: lesson)
+    cache._shard(clips, tmp_path / "shard-0000.npz")
+    former = TeacherFolders(tmp_path, tmp_path)
+
+    is_kept = [
+        cache._is_of(tmp_path / "shard-0000.npz", clips, folders)
+        for folders in (None, former, former._replace(spleeter=tmp_path))
+    ]
+
+    assert is_kept == [True, True, enough]
+    assert ("spleeter" in load(tmp_path).lessons) == heard
 
 
 def test_a_clip_under_two_sources_does_not_judge_what_heard_it() -> None:
