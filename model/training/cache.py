@@ -168,8 +168,8 @@ def _wanted(folders: TeacherFolders | None) -> set[str]:
     """The lessons that a shard must hold."""
     if folders is None:
         return set()
-    optional = {"spleeter"} if folders.spleeter is None else set()
-    return {f"lesson_{field.name}" for field in fields(Lesson)} - {f"lesson_{name}" for name in optional}
+    asked = {field.name for field in fields(Lesson)} - ({"spleeter"} if folders.spleeter is None else set())
+    return {f"lesson_{name}" for name in asked}
 
 
 def _is_lesson(name: str) -> bool:

@@ -342,6 +342,21 @@ def test_settings_that_cannot_be_are_refused_before_a_clip_is_decoded(
         cross_validate(settings, 2)
 
 
+def test_a_folder_without_spleeter_is_refused_before_a_clip_is_decoded(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.training.cache.build", no_decoding)
+    (tmp_path / "musicnn").mkdir()
+    (tmp_path / "teach.py").write_text("JAMENDO = MSD = MTT = []")
+    (tmp_path / "yamnet_class_map.csv").write_text("display_name\n")
+    settings = settings_for(
+        manifest, tmp_path / "run", teachers=tmp_path, musicnn=tmp_path, spleeter=tmp_path
+    )
+
+    with pytest.raises(TrainingError, match=r"--spleeter .* holds no spleeter/pretrained_models/2stems"):
+        train(settings)
+
+
 @pytest.mark.parametrize(
     "scores",
     [np.full((12, 3), 55.0), np.full((12, 3), np.nan), np.zeros((12, 0))],
