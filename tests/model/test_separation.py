@@ -3,23 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from model.frontend import SAMPLE_RATE_HZ
 from model.training.separation import (
-    BINS,
     CHANNELS,
     FRAMES,
     HOP,
     SPLEETER_RATE_HZ,
-    WINDOW,
-    Separator,
     UNet,
     VoiceMask,
 )
 from model.training.teachers import Compiled
 from model.training.warm_start import Weights
+from tests.model.tones import hears_high_notes, tone
 
 SIZE = 64
 """Frames and bins: the least that can be halved six times."""
@@ -93,24 +90,6 @@ def test_openvino_hears_what_pytorch_hears() -> None:
     torch.testing.assert_close(torch.from_numpy(heard), mask(magnitudes), atol=0.05, rtol=0)
 
 
-def hears_high_notes(edge_hz: float) -> Separator:
-    """A separator to which all above `edge_hz` is voice."""
-    share = np.zeros((1, 2, FRAMES, BINS), np.float32)
-    share[..., round(edge_hz * WINDOW / SPLEETER_RATE_HZ) :] = 1.0
-
-    def mask(magnitudes: Tensor) -> list[NDArray[np.float32]]:
-        assert magnitudes.shape[1:] == Separator.EXAMPLE.shape[1:]
-        return [np.repeat(share, len(magnitudes), 0)]
-
-    return Separator(mask)
-
-
-def tone(hertz: float, seconds: float) -> Tensor:
-    return 0.3 * torch.sin(
-        2 * torch.pi * hertz * torch.arange(int(seconds * SAMPLE_RATE_HZ)) / SAMPLE_RATE_HZ
-    )
-
-
 def test_each_second_is_told_how_much_of_it_is_voice() -> None:
     clip = torch.cat([tone(2000, 4), tone(5000, 3), tone(2000, 2) + tone(5000, 2)])
 
@@ -124,6 +103,23 @@ def test_below_1_khz_nothing_counts() -> None:
     bass = 3 * tone(200, 3)
 
     assert hears_high_notes(3000)(bass + tone(5000, 3))[1] == pytest.approx(1.0, abs=0.01)
+
+
+def power_at(hertz: int, audio: Tensor) -> float:
+    return float(
+        torch.fft.rfft(audio * torch.hann_window(len(audio))).abs()[hertz * len(audio) // SAMPLE_RATE_HZ] ** 2
+    )
+
+
+def test_a_song_is_taken_apart_into_voice_and_rest_of_which_neither_holds_the_other() -> None:
+    instruments, voice = tone(2000, 15), tone(5000, 15)
+
+    sung, rest = hears_high_notes(3000).take_apart(instruments + voice)
+
+    inside = slice(SAMPLE_RATE_HZ, -SAMPLE_RATE_HZ)
+    torch.testing.assert_close(sung[inside], voice[inside], atol=0.02, rtol=0)
+    torch.testing.assert_close(rest[inside], instruments[inside], atol=0.02, rtol=0)
+    assert power_at(5000, rest[inside]) < 1e-6 * power_at(5000, voice[inside])
 
 
 def test_clips_longer_than_the_network_sees_at_once_and_of_a_broken_second_are_heard_whole() -> None:
