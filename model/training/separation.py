@@ -136,7 +136,7 @@ class Separator:
         """Complex [WINDOW / 2 + 1, frames] -> [T = length] at 16 kHz."""
         longer = -(-length * SPLEETER_RATE_HZ // SAMPLE_RATE_HZ)
         sound = torch.istft(spectrum, WINDOW, HOP, window=self.window, length=longer)
-        resampled = torchaudio.functional.resample(sound, SPLEETER_RATE_HZ, SAMPLE_RATE_HZ)
+        resampled: Tensor = torchaudio.functional.resample(sound, SPLEETER_RATE_HZ, SAMPLE_RATE_HZ)
         return resampled[:length]
 
     def _spectrum(self, audio: Tensor) -> Tensor:
