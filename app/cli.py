@@ -161,6 +161,13 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
     raise SystemExit(0)
 
 
+def _stop_as_ctrl_c() -> None:
+    """Let SIGTERM, and the end of a terminal, stop in order, too: no half of a file stays behind."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # as `nohup` wants
+            signal.signal(number, signal.default_int_handler)
+
+
 class _NothingEmpty(TyperCommand):
     """Refuses empty arguments: `tag "$MUSIC"` with no such variable would hear the working folder."""
 
@@ -289,6 +296,7 @@ def tag(
     watched = [path for path in paths if is_folder(path)] if watch else []
     if watch and not (form.grows and watched):
         _refuse("--watch needs a folder, and writes file by file: use --format jsonl or csv")
+    _stop_as_ctrl_c()
     with _extra("library"):
         _check_extras(form, write_tags)
     if undo_file is not None:
@@ -356,6 +364,7 @@ def undo(
         from app.metadata import MetadataError
         from app.metadata import undo as restore
     failures = restored = 0
+    _stop_as_ctrl_c()
     try:
         for path, error in restore(notes):
             restored += error is None

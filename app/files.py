@@ -243,15 +243,17 @@ def unwritable(path: Path, *, is_replaced: bool) -> str:
     try:
         mode = target.stat().st_mode
     except FileNotFoundError:
-        needed, access = target.parent, os.W_OK | os.X_OK
+        places = {target.parent: os.W_OK | os.X_OK}
     except OSError as error:
         return error.strerror or str(error)
     else:
         if stat.S_ISDIR(mode):
             return os.strerror(errno.EISDIR)
-        is_replaced = is_replaced and stat.S_ISREG(mode)
-        needed, access = (target.parent, os.W_OK | os.X_OK) if is_replaced else (target, os.W_OK)
-    return "" if os.access(needed, access) else os.strerror(errno.EACCES)
+        places = {target: os.W_OK}  # of one that is replaced, too: somebody may have locked it
+        if is_replaced and stat.S_ISREG(mode):
+            places[target.parent] = os.W_OK | os.X_OK
+    is_open = all(os.access(place, access) for place, access in places.items())
+    return "" if is_open else os.strerror(errno.EACCES)
 
 
 def is_open_for_writing(path: Path) -> bool:

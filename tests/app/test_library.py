@@ -106,7 +106,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_run_shows_how_far_it_is_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_shows_how_far_it_is_stops_in_order_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
     music, out = tmp_path / "music", tmp_path / "library.jsonl"
     music.mkdir()
     for number in range(300):
@@ -114,7 +115,7 @@ def test_a_run_shows_how_far_it_is_stops_at_ctrl_c_and_goes_on(tmp_path: Path) -
 
     with command(music, "--out", out) as (process, shown):
         wait_for(lambda: len(rows_of(out)) >= 60)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
 
     done = len(rows_of(out))
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
@@ -442,7 +443,7 @@ def test_nothing_is_overwritten_that_is_not_ours(crowded: Path, arguments: list[
         ("closed/old.jsonl", True, "Permission denied"),
         ("closed/old.jsonl", False, ""),
         ("open/new.json", True, ""),
-        ("open/locked.json", True, ""),
+        ("open/locked.json", True, "Permission denied"),
         ("open/locked.jsonl", False, "Permission denied"),
         ("/dev/null", True, ""),
     ],
