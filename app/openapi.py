@@ -61,6 +61,7 @@ def describe(app: FastAPI, *, with_key: bool, bundle: Callable[[], Bundle | None
         schema = generate()
         _add_schemas(schema)
         _forbid_null(schema)
+        _tell_request_ids(schema)
         if known := bundle():
             _give_examples(schema, known)
         else:
@@ -91,6 +92,19 @@ def _add_schemas(schema: dict[str, Any]) -> None:
             "received": {"oneOf": [{"$ref": f"{_REF}{model.__name__}"} for model in _TOLD]},
         }
     }
+
+
+def _tell_request_ids(schema: dict[str, Any]) -> None:
+    """Every answer bears the id of its request."""
+    schema["components"]["headers"] = {
+        "RequestId": {
+            "description": "The id that came with the request, or one that was made; the log has it, too.",
+            "schema": {"type": "string", "minLength": 1},
+        }
+    }
+    for operation in operations(schema):
+        for answer in operation["responses"].values():
+            answer.setdefault("headers", {})["X-Request-ID"] = {"$ref": "#/components/headers/RequestId"}
 
 
 def _forbid_null(schema: dict[str, Any]) -> None:

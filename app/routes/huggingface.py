@@ -19,6 +19,7 @@ from app.problems import ProblemError, from_validation, responses_for
 from app.routes.tags import (
     BINARY,
     CLIP_SLUGS,
+    TIMED,
     TIMEOUT_PARAMETER,
     answer_clip,
     refuse_repeated,
@@ -53,7 +54,7 @@ _BODY: Final[dict[str, Any]] = {
     "/hf/audio-classification",
     summary="Tag one clip for Hugging Face's clients",
     response_description="The tags by falling score.",
-    responses=responses_for("bad-json", *CLIP_SLUGS),
+    responses=TIMED | responses_for("bad-json", *CLIP_SLUGS),
     openapi_extra=_BODY,
 )
 async def classify(

@@ -42,6 +42,17 @@ _BODY: Final[dict[str, Any]] = {
     },
     "parameters": [TIMEOUT_PARAMETER],
 }
+TIMED: Final[dict[int | str, dict[str, Any]]] = {
+    200: {
+        "headers": {
+            "Server-Timing": {
+                "description": "Where the time went, in milliseconds.",
+                "schema": {"type": "string", "examples": ["upload;dur=1.2, decode;dur=21.0, total;dur=48.3"]},
+            }
+        }
+    }
+}
+"""What an answer about one clip has beside its body."""
 CLIP_SLUGS: Final = (
     *("no-clip", "empty-clip", "malformed-multipart", "bad-combination", "slow-body", "too-many-bytes"),
     *("too-many-seconds", "not-audio", "media-type", "undecodable", "too-short", "silent", "bad-parameter"),
@@ -53,7 +64,7 @@ CLIP_SLUGS: Final = (
     "/v1/tags",
     summary="Tag one clip",
     response_description="The scores.",
-    responses=responses_for(*CLIP_SLUGS),
+    responses=TIMED | responses_for(*CLIP_SLUGS),
     openapi_extra=_BODY,
     response_model_exclude_none=True,
 )

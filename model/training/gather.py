@@ -10,7 +10,7 @@
 * `mix`: a piece of the corpus that is sung, laid over one of the above: a voice over anything is `vocal`;
   its source names both, so that whoever leaves one of them out leaves the mix out;
 * `apart`: pieces of the corpus that are sung, taken apart by Spleeter: the voice without its instruments,
-  alone or over one of the above, and what is left, in which nobody sings;
+  alone or over one of the above, and what is left, without a label, as a shadow of a voice may be in it;
 * `sung`: choirs, solo voices and chopped hooks made of speech (`singing`), alone or over one of the above;
 * `field`: recordings of weather, water, animals, crowds and machines, which games play as ambience;
 * `other`: speech, game sounds, noise and tones.
@@ -109,8 +109,6 @@ SOUNDFONTS = {
 """How often each is taken; the last one takes long to load."""
 SUNG_SHARE = 0.1
 """How much of a song must be voice, as Spleeter hears it, for it to be taken apart."""
-LEFT_SHARE = 0.02
-"""How much of what is left may be voice."""
 VOICE_ALONE = 0.4
 """Share of voices that were taken out and have nothing played under them."""
 SUNG_ALONE = 0.4
@@ -315,11 +313,12 @@ def apart_pieces(
     if float(separator(samples).mean()) < SUNG_SHARE:
         return []
     voice, rest = separator.take_apart(samples)
-    pieces = [_voice_piece(index, song, voice.numpy(), beds, rng)]
-    if float(separator(rest).mean()) < LEFT_SHARE:
-        title = f"{song.id} without its voice"
-        pieces.append(Piece(f"rest-{index}", song.source, title, rest.numpy(), {"vocal": 0}))
-    return pieces
+    _, rest = separator.take_apart(rest)  # a shadow of the voice stayed in it
+    title = f"{song.id} without its voice"
+    return [
+        _voice_piece(index, song, voice.numpy(), beds, rng),
+        Piece(f"rest-{index}", song.source, title, rest.numpy(), {}),
+    ]
 
 
 def _voice_piece(index: int, song: Clip, voice: Samples, beds: Sequence[Piece], rng: random.Random) -> Piece:

@@ -106,6 +106,23 @@ async def test_every_operation_is_described(service: Service) -> None:
     )
 
 
+async def test_every_header_of_an_answer_is_told(service: Service) -> None:
+    paths = service.app.openapi()["paths"]
+    tag = paths["/v1/tags"]["post"]["responses"]
+
+    assert set(tag["200"]["headers"]) == {"Server-Timing", "X-Request-ID"}
+    assert set(tag["429"]["headers"]) == {"Retry-After", "X-Request-ID"}
+    assert set(paths["/hf/audio-classification"]["post"]["responses"]["200"]["headers"]) == set(
+        tag["200"]["headers"]
+    )
+    assert all(
+        "X-Request-ID" in answer["headers"]
+        for path in paths.values()
+        for operation in path.values()
+        for answer in operation["responses"].values()
+    )
+
+
 async def test_a_key_is_asked_for_only_where_it_is_needed(service: Service, tagger: Tagger) -> None:
     async with serving(tagger, api_keys="first") as closed:
         paths = closed.app.openapi()["paths"]

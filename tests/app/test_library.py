@@ -106,8 +106,8 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_run_shows_how_far_it_is_stops_in_order_and_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_run_shows_how_far_it_is_stops_in_order_and_goes_on(stop: signal.Signals, tmp_path: Path) -> None:
     music, out = tmp_path / "music", tmp_path / "library.jsonl"
     music.mkdir()
     for number in range(300):
@@ -115,7 +115,7 @@ def test_a_run_shows_how_far_it_is_stops_in_order_and_goes_on(number: signal.Sig
 
     with command(music, "--out", out) as (process, shown):
         wait_for(lambda: len(rows_of(out)) >= 60)
-        process.send_signal(number)
+        process.send_signal(stop)
 
     done = len(rows_of(out))
     text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", shown.decode())
