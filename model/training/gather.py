@@ -10,7 +10,8 @@
 * `mix`: a piece of the corpus that is sung, laid over one of the above: a voice over anything is `vocal`;
   its source names both, so that whoever leaves one of them out leaves the mix out;
 * `apart`: pieces of the corpus that are sung, taken apart by Spleeter: the voice without its instruments,
-  alone or over one of the above, and what is left, without a label, as a shadow of a voice may be in it;
+  alone or over one of the above, and what is left, with the song's labels but for `vocal`, as a shadow of the
+  voice may be in it (without these labels, teachers take it for `soundtrack`, as nobody sings);
 * `sung`: choirs, solo voices and chopped hooks made of speech (`singing`), alone or over one of the above;
 * `field`: recordings of weather, water, animals, crowds and machines, which games play as ambience;
 * `other`: speech, game sounds, noise and tones.
@@ -315,9 +316,14 @@ def apart_pieces(
     voice, rest = separator.take_apart(samples)
     _, rest = separator.take_apart(rest)  # a shadow of the voice stayed in it
     title = f"{song.id} without its voice"
+    known = {
+        tag: int(label)
+        for tag, label in zip(TAGS, song.labels, strict=True)
+        if tag != "vocal" and label in (0.0, 1.0)
+    }
     return [
         _voice_piece(index, song, voice.numpy(), beds, rng),
-        Piece(f"rest-{index}", song.source, title, rest.numpy(), {}),
+        Piece(f"rest-{index}", song.source, title, rest.numpy(), known),
     ]
 
 

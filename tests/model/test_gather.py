@@ -84,7 +84,7 @@ def song_of(folder: Path, *notes: float) -> Clip:
     """A clip of tones, those above 3 kHz its voice."""
     samples = sum((tone(hertz, 29.0) for hertz in notes), torch.zeros(PIECE))
     write_flac(folder / "song.flac", samples.numpy())
-    return Clip("song", folder / "song.flac", "train", True, "singer", (1.0,), ("",))
+    return Clip("song", folder / "song.flac", "train", True, "singer", (1.0, 0.0, None, 1.0), ("",) * 4)
 
 
 def loudest_hz(samples: Samples) -> float:
@@ -96,7 +96,7 @@ def test_a_song_that_is_taken_apart_is_its_voice_and_what_is_left(tmp_path: Path
 
     voice, rest = apart_pieces(0, song, [], hears_high_notes(3000), random.Random(0))
 
-    assert (voice.labels, rest.labels) == ({"vocal": 1}, {})
+    assert (voice.labels, rest.labels) == ({"vocal": 1}, {"dance": 0, "pop": 1})
     assert (voice.source, rest.source) == ("singer", "singer")
     assert loudest_hz(voice.samples) > 4000  # moved in pitch by up to three semitones
     assert loudest_hz(rest.samples) == pytest.approx(1500, abs=1)
