@@ -106,6 +106,15 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+@pytest.fixture
+def hangups_end() -> Iterator[None]:
+    """A hangup ends what is started here, also where the tests run under `nohup`."""
+    former = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, former)
+
+
+@pytest.mark.usefixtures("hangups_end")
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_run_shows_how_far_it_is_stops_in_order_and_goes_on(stop: signal.Signals, tmp_path: Path) -> None:
     music, out = tmp_path / "music", tmp_path / "library.jsonl"
