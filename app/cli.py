@@ -1,7 +1,8 @@
 """The command `music-tagger`: serve, tag files and undo it, train, evaluate, write manifests and OpenAPI.
 
 Heavy imports stand in the commands, so that `--help` answers at once. Exit codes: 0 all is well, 1 some clip
-failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C ended it.
+failed, 2 the command cannot be carried out as it was typed, 130 Ctrl-C (or, of `tag`
+and `undo`, SIGTERM or a closed terminal) ended it.
 """
 
 import codecs
@@ -76,7 +77,7 @@ OUTPUT, LIBRARY, HEARING = "Output", "Music library", "What is heard"
 INTERRUPTED = 130
 TAG_EXIT_CODES = (
     "Exit codes: 0 every file was tagged, 1 some could not be, or the disk is full, 2 the command cannot be"
-    " carried out as typed, 130 Ctrl-C ended it before all files were tagged."
+    " carried out as typed, 130 Ctrl-C, SIGTERM or a closed terminal ended it before all files were tagged."
 )
 
 Weights = Annotated[
@@ -352,7 +353,8 @@ def tag(
 
 
 @cli.command(
-    epilog="Exit codes: 0 all is as it was, 1 some file could not be changed, 2 FILE is no undo file."
+    epilog="Exit codes: 0 all is as it was, 1 some file could not be changed, 2 FILE is no undo file, 130"
+    " Ctrl-C, SIGTERM or a closed terminal ended it."
 )
 def undo(
     notes: Annotated[
@@ -371,6 +373,9 @@ def undo(
             if error is not None:
                 failures += 1
                 typer.echo(f"{path}: {error}", err=True)
+    except KeyboardInterrupt:
+        typer.echo(f"Stopped. Restored: {restored} files; the same command goes on from there.", err=True)
+        raise typer.Exit(INTERRUPTED) from None
     except (MetadataError, OSError) as error:
         _refuse(str(error))
     typer.echo(f"Restored: {restored} files", err=True)

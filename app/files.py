@@ -7,11 +7,11 @@ import shutil
 import signal
 import stat
 import sys
-import tempfile
 import time
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from secrets import token_hex
 from typing import Final, NamedTuple
 
 COMPANIONS: Final = frozenset(
@@ -207,10 +207,10 @@ def replacing(path: Path) -> Iterator[Path]:
     It takes over mode, owner and extended attributes, as far as the system lets us; its time is new.
     """
     target = path.resolve()  # a link stays a link
-    handle, name = tempfile.mkstemp(prefix=".", suffix=target.suffix, dir=target.parent)
-    os.close(handle)
-    scratch = Path(name)
+    # Its name is known before it is there: a signal in between would leave it behind.
+    scratch = target.with_name(f".{token_hex(8)}{target.suffix}")
     try:
+        scratch.touch(0o600, exist_ok=False)
         with suppress(FileNotFoundError):
             shutil.copystat(target, scratch)  # before it is written to, which sets its time anew
         yield scratch

@@ -471,6 +471,36 @@ def test_what_cannot_be_written_is_known_before_anything_is_heard(
     assert unwritable(tmp_path / path, is_replaced=is_replaced) == reason
 
 
+def test_an_undoing_that_is_stopped_tells_how_to_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def restore(notes: Path) -> Iterator[tuple[Path, None]]:
+        yield notes, None
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.metadata.undo", restore)
+
+    result = run("undo", tmp_path)
+
+    assert result.exit_code == 130
+    assert result.stderr == "Stopped. Restored: 1 files; the same command goes on from there.\n"
+
+
+def test_a_stop_in_any_moment_leaves_no_hidden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch = Path.touch
+
+    def touch_and_stop(path: Path, mode: int, *, exist_ok: bool) -> None:
+        touch(path, mode, exist_ok=exist_ok)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "touch", touch_and_stop)
+
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "all.m3u8", b"song.flac")
+
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_help_tells_exit_codes_in_panels() -> None:
     told = run("tag", "--help").stdout
 

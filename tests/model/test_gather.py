@@ -118,7 +118,7 @@ def test_a_voice_that_was_taken_out_may_lie_over_another_piece(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("notes", "pieces"), [((1500,), []), ((5000,), ["voice-0", "rest-0"])])
-def test_a_song_with_hardly_a_voice_is_not_taken_apart(
+def test_only_a_song_with_a_voice_is_taken_apart(
     notes: tuple[float, ...], pieces: list[str], tmp_path: Path
 ) -> None:
     song = song_of(tmp_path, *notes)
