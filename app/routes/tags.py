@@ -47,7 +47,12 @@ TIMED: Final[dict[int | str, dict[str, Any]]] = {
         "headers": {
             "Server-Timing": {
                 "description": "Where the time went, in milliseconds.",
-                "schema": {"type": "string", "examples": ["upload;dur=1.2, decode;dur=21.0, total;dur=48.3"]},
+                "schema": {
+                    "type": "string",
+                    "examples": [
+                        "upload;dur=1.2, decode;dur=21.0, queue;dur=0.4, inference;dur=25.7, total;dur=48.3"
+                    ],
+                },
             }
         }
     }
