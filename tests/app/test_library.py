@@ -372,6 +372,20 @@ def test_watch_tags_what_appears_until_ctrl_c(music: Path, tmp_path: Path, song:
     assert b"Traceback" not in shown
 
 
+def test_a_file_that_is_mended_while_it_is_watched_is_no_failure(tmp_path: Path) -> None:
+    out, broken = tmp_path / "library.jsonl", tmp_path / "song.wav"
+    broken.write_bytes(tune(2)[:20])
+
+    with command(tmp_path, "--out", out, "--watch") as (process, shown):
+        wait_for(lambda: b"Waiting for new files" in shown)
+        broken.write_bytes(tune(2))
+        wait_for(lambda: any("scores" in row for row in rows_of(out)))
+        process.send_signal(signal.SIGINT)
+
+    assert b"song.wav: " in shown
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -26,6 +26,7 @@ from model.training.gather import (
     as_piece,
     field_pieces,
     gather,
+    main,
     mix_piece,
     noise_piece,
     read_prompt,
@@ -126,6 +127,23 @@ def test_only_a_song_with_a_voice_is_taken_apart(
     found = apart_pieces(0, song, [], hears_high_notes(3000), random.Random(0))
 
     assert [piece.id for piece in found] == pieces
+
+
+def test_a_folder_without_spleeter_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "teach.py").touch()
+    folders = ["--out", tmp_path / "out", "--work", tmp_path / "work", "--teachers", tmp_path]
+    line = ["gather", "--manifest", tmp_path / "clips.csv", *folders, "--spleeter", tmp_path / "wheel"]
+    monkeypatch.setattr("sys.argv", [str(part) for part in line])
+
+    with pytest.raises(SystemExit) as left:
+        main()
+
+    assert left.value.code == 2
+    assert "wheel: holds no spleeter/pretrained_models/2stems/model.index; give the folder" in (
+        capsys.readouterr().err
+    )
 
 
 def test_songs_are_not_taken_apart_without_a_separator(tmp_path: Path) -> None:
