@@ -431,7 +431,10 @@ def train(
     ] = None,
     init: Annotated[
         str | None,
-        typer.Option(help="Folder of a bundle to go on from, or `shipped`: the one that comes with this."),
+        typer.Option(
+            help="Folder of a bundle to go on from, or `shipped`: the one that comes with this; with --folds"
+            " also of a former cross-validation, each fold of which goes on."
+        ),
     ] = None,
     keep: Annotated[
         float | None,

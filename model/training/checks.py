@@ -185,16 +185,21 @@ def warn_of_init(settings: "TrainSettings", judges: Iterable[Clip], which: str) 
     """Tell of sources of the clips that judge which the bundle to go on from learned from."""
     if settings.init is None:
         return
-    taught = {
-        part for row in load_bundle(settings.init)[0].training_data for part in row["source"].split(SEPARATOR)
-    }
-    if known := taught & _parts(judges):
+    if known := sources_of(settings.init) & _parts(judges):
         logger.warning(
             "%d sources %s trained the bundle of --init, so the tagger will look better than it is: %s",
             len(known),
             which,
             ", ".join(sorted(known)[:5]),
         )
+
+
+def sources_of(bundle: Path) -> set[str]:
+    """What trained a bundle: sources, and the parts of mixes.
+
+    Raises BundleError where it cannot be used.
+    """
+    return {part for row in load_bundle(bundle)[0].training_data for part in row["source"].split(SEPARATOR)}
 
 
 def _files(clips: Iterable[Clip]) -> set[Path]:

@@ -15,12 +15,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
+from model.bundle import save_bundle
 from model.tagger import choose_device, score
 from model.training.calibration import calibrate, pool_clips
 from model.training.checks import (
@@ -31,14 +32,18 @@ from model.training.checks import (
     classes,
     may_train,
     run_of,
+    sources_of,
     warn_of_init,
     warn_of_one_class,
 )
 from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.material import Material
-from model.training.train import Progress, TrainSettings, clip_logits, fit, prepare, usable
+from model.training.train import Progress, TrainSettings, bundle_of, clip_logits, fit, prepare, usable
 
 logger = logging.getLogger(__name__)
+
+
+BUNDLE: Final = "bundle"
 
 
 class Said(NamedTuple):
@@ -55,18 +60,22 @@ Fold = dict[str, Said]
 def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lambda *_: None) -> Path:
     """Train a network a fold, and write what they say: `predictions.csv` and `calibration.json`.
 
-    A fold that is there is kept, and one that was stopped goes on from its last checkpoint.
+    A fold that is there is kept, and one that was stopped goes on from its last checkpoint. Where `init` is a
+    former cross-validation's folder, each fold's network goes on from that fold's former one: as a bundle
+    grows in steps, so do the networks that calibrate it.
 
     Returns:
         The path of `predictions.csv`: `id`, `fold`, and a calibrated score a tag.
 
     Raises:
         TrainingError: there are fewer sources than folds, a tag has only yes or only no, a fold has nothing
-            to learn from, or `settings.out` holds another run; and what `train` raises.
+            to learn from or goes on from a network that met what it judges, or `settings.out` holds another
+            run; and what `train` raises.
     """
     rows = read_manifest(settings.manifests[0], settings.tags)
-    _check(settings, folds, check_settings(settings), rows)
-    warn_of_init(settings, rows, "of the first manifest")
+    _check(settings, folds, check_settings(replace(settings, init=_start(settings, 0))), rows)
+    if not _goes_on(settings):
+        warn_of_init(settings, rows, "of the first manifest")
     shared = settings.cache or settings.out / "cache"
     material = prepare(replace(settings, cache=shared))
     judged = prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None))
@@ -74,10 +83,42 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
     fold_of = deal(judged.clips, folds)
     said: list[Fold] = []
     for fold in range(folds):
-        own = replace(settings, out=settings.out / f"fold-{fold}", cache=shared, keep_last=True)
+        own = replace(
+            settings,
+            out=_folder(settings.out, fold),
+            init=_start(settings, fold),
+            cache=shared,
+            keep_last=True,
+        )
         sources = {source for source, number in fold_of.items() if number == fold}
         said.append(_fold(own, material, judged, sources, progress))
     return _write(settings, judged, said)
+
+
+def _folder(run: Path, fold: int) -> Path:
+    """Of a fold: its checkpoint, log and curves, what its network said, and the network, as a bundle."""
+    return run / f"fold-{fold}"
+
+
+def _goes_on(settings: TrainSettings) -> bool:
+    """Whether each fold goes on from its own network of a former cross-validation."""
+    return settings.init is not None and _folder(settings.init, 0).is_dir()
+
+
+def _start(settings: TrainSettings, fold: int) -> Path | None:
+    """The bundle that a fold goes on from, if any: its own, or one for all."""
+    if settings.init is None or not _goes_on(settings):
+        return settings.init
+    return _folder(settings.init, fold) / BUNDLE
+
+
+def _check_start(start: Path, judges: set[str]) -> None:
+    """Check that the network that a fold goes on from met no source that the fold judges."""
+    if known := sorted(_parts(judges) & sources_of(start)):
+        raise TrainingError(
+            f"--init: {start} met {known[0]}, which this fold is to judge; give the first manifest and the"
+            " --folds of that cross-validation"
+        )
 
 
 def _check(settings: TrainSettings, folds: int, clips: Sequence[Clip], judged: Sequence[Clip]) -> None:
@@ -97,11 +138,14 @@ def _check(settings: TrainSettings, folds: int, clips: Sequence[Clip], judged: S
             raise TrainingError(f"{settings.manifests[0]} needs clips with and without {tag!r}")
     fold_of = deal(judged, folds)
     for fold in range(folds):
-        touched = shares_source(clips, {source for source, number in fold_of.items() if number == fold})
+        judges = {source for source, number in fold_of.items() if number == fold}
+        touched = shares_source(clips, judges)
         own = [
             clip for clip, met in zip(clips, touched, strict=True) if not met and may_train(settings, clip)
         ]
         check_learnt(settings, own)
+        if _goes_on(settings) and (start := _start(settings, fold)):
+            _check_start(start, judges)
 
 
 def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
@@ -115,9 +159,13 @@ def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
     return fold_of
 
 
+def _parts(sources: set[str]) -> set[str]:
+    return {part for source in sources for part in source.split(SEPARATOR)}
+
+
 def shares_source(clips: Sequence[Clip], sources: set[str]) -> NDArray[np.bool_]:
     """[N]: whether a clip has a source among these, or a part of one: a mix has those of all in it."""
-    parts = {part for source in sources for part in source.split(SEPARATOR)}
+    parts = _parts(sources)
     return np.array([not parts.isdisjoint(clip.sources) for clip in clips], np.bool_)
 
 
@@ -146,6 +194,7 @@ def _fold(
     device = choose_device(settings.device)
     network = fit(settings, learn, held_out, device, progress)
     said = [Said(*found) for found in zip(*clip_logits(network, held_out, device), strict=True)]
+    save_bundle(settings.out / BUNDLE, bundle_of(network, learn, settings), network.cpu())
     _keep(path, run, ids, said)
     return dict(zip(ids, said, strict=True))
 

@@ -627,20 +627,26 @@ def write_bundle(
         pooled = pool_clips(column, calibration[tag].pooling, weights)
         scores = score(pooled, calibration[tag])
         metrics[tag] = plain(tag_metrics(tag, labels, scores, sources, thresholds[tag]))
-    bundle = Bundle(
-        name="music-tagger",
-        version=settings.version,
-        tags=settings.tags,
-        thresholds=thresholds,
-        network=network.config,
-        calibration=calibration,
-        meanings={tag: {**MEANINGS, **settings.meanings}.get(tag, "") for tag in settings.tags},
-        metrics=metrics,
-        training_data=_sources(learn, settings.init),
+    bundle = replace(
+        bundle_of(network, learn, settings), thresholds=thresholds, calibration=calibration, metrics=metrics
     )
     folder = settings.out / "bundle"
     save_bundle(folder, bundle, network.cpu())
     return folder
+
+
+def bundle_of(network: TaggerNetwork, learn: Material, settings: TrainSettings) -> Bundle:
+    """What there is to say of a network before it is calibrated and measured."""
+    return Bundle(
+        name="music-tagger",
+        version=settings.version,
+        tags=settings.tags,
+        thresholds=dict.fromkeys(settings.tags, 0.5),
+        network=network.config,
+        calibration=dict.fromkeys(settings.tags, Calibration()),
+        meanings={tag: {**MEANINGS, **settings.meanings}.get(tag, "") for tag in settings.tags},
+        training_data=_sources(learn, settings.init),
+    )
 
 
 def _read_calibration(path: Path, tags: Sequence[str]) -> tuple[dict[str, Calibration], dict[str, float]]:

@@ -1134,6 +1134,28 @@ def test_cross_validation_scores_every_clip_by_a_network_that_never_met_its_sour
     assert again.read_text() == told
 
 
+def test_a_fold_goes_on_from_its_own_former_network(manifest: Path, tmp_path: Path) -> None:
+    former = settings_for(manifest, tmp_path / "former", steps=6, consistency=False)
+    told = cross_validate(former, 3).read_text()
+    going_on = replace(former, out=tmp_path / "cv", init=former.out, keep=1.0)  # all of what it was
+
+    predictions = cross_validate(going_on, 3)
+
+    assert predictions.read_text() == told
+    assert load_bundle(tmp_path / "cv" / "fold-0" / "bundle")[0].training_data
+
+
+def test_no_fold_goes_on_from_a_network_that_met_what_it_judges(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    former = settings_for(manifest, tmp_path / "former", steps=1, consistency=False)
+    cross_validate(former, 3)
+    monkeypatch.setattr("model.training.cross_validation.prepare", never)  # told before hours are spent
+
+    with pytest.raises(TrainingError, match=r"fold-0/bundle met .*, which this fold is to judge"):
+        cross_validate(replace(former, out=tmp_path / "cv", init=former.out), 2)
+
+
 def test_a_fold_that_was_stopped_goes_on_from_its_checkpoint(manifest: Path, tmp_path: Path) -> None:
     settings = settings_for(manifest, tmp_path / "cv", steps=6, evaluate_every=2, consistency=False)
     steps: list[int] = []
