@@ -138,6 +138,7 @@ def _parse(folder: Path, card: dict[str, Any]) -> tuple[Bundle, TaggerNetwork]:
         values["calibration"] = {tag: Calibration(**_numbers(card["calibration"][tag])) for tag in tags}
         values["thresholds"] = _numbers({tag: card["thresholds"][tag] for tag in tags})
         bundle = Bundle(**values)
+        _check_sources(bundle)
         _check_time(bundle)
         return bundle, TaggerNetwork(tags, bundle.network)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -157,6 +158,12 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
     if not all(map(math.isfinite, numbers.values())):
         raise ValueError(str(values))
     return numbers
+
+
+def _check_sources(bundle: Bundle) -> None:
+    for row in bundle.training_data:
+        if not (isinstance(row["source"], str) and isinstance(row["clips"], int)):
+            raise TypeError(f"training_data: {row}")
 
 
 def _check_time(bundle: Bundle) -> None:

@@ -107,11 +107,12 @@ def read_rivals(path: Path, clips: Sequence[Clip]) -> Rivals:
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             ids, words, scores = (arrays[name] for name in ("ids", "tags", "scores"))
+            fits = scores.shape == (len(ids), len(words)) and ((scores >= 0) & (scores <= 1)).all()
     except OSError as error:
         raise ManifestError(f"{path}: cannot be read ({error.strerror}); give the path of an npz") from error
     except (KeyError, ValueError, TypeError, EOFError, BadZipFile) as error:
         raise ManifestError(f"{path}: not an npz with the arrays ids, tags and scores ({error})") from error
-    if scores.shape != (len(ids), len(words)) or not ((scores >= 0) & (scores <= 1)).all():
+    if not fits:
         raise ManifestError(
             f"{path}: scores must be [{len(ids)} ids, {len(words)} tags] in [0, 1], not {list(scores.shape)}"
         )

@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from multiprocessing import connection
@@ -42,6 +43,8 @@ CLIP = CLIP_S * SAMPLE_RATE_HZ
 CLIP_FRAMES = 1 + CLIP // HOP
 OF_SHARD = ("rows", "left_out")
 """What a shard knows of itself, beside what it knows of its clips."""
+LESSON = "lesson_"
+"""Before the names of a shard's lessons."""
 VARIANTS = 3
 """The clip as it is, and distorted ones."""
 
@@ -158,22 +161,17 @@ def _is_of(path: Path, clips: Sequence[Clip], folders: TeacherFolders | None) ->
                 return False
             ids = archive["ids"]
             mels = np.load(path.with_name(mels_name(path)), mmap_mode="r")
-            is_taught = not len(ids) or _wanted(folders) <= set(archive.files)
+            wanted = {f"{LESSON}{name}" for name in lessons_of(folders)}
+            is_taught = not len(ids) or wanted <= set(archive.files)
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # damaged, or there is none
         return False
     return len(mels) == len(ids) and is_taught
 
 
-def _wanted(folders: TeacherFolders | None) -> set[str]:
-    """The lessons that a shard must hold."""
-    if folders is None:
-        return set()
-    asked = {field.name for field in fields(Lesson)} - ({"spleeter"} if folders.spleeter is None else set())
-    return {f"lesson_{name}" for name in asked}
-
-
-def _is_lesson(name: str) -> bool:
-    return name.startswith("lesson_")
+def lessons_of(folders: TeacherFolders | None) -> list[str]:
+    """Which fields of `Lesson` these teachers fill, in their order."""
+    names = [field.name for field in fields(Lesson)] if folders is not None else []
+    return [name for name in names if name != "spleeter" or (folders and folders.spleeter)]
 
 
 def _shard(clips: Sequence[Clip], path: Path) -> None:
@@ -196,7 +194,7 @@ def _shard(clips: Sequence[Clip], path: Path) -> None:
         ids=np.array([clip_id for clip_id, _ in decoded], np.str_),
         left_out=np.array([reason for _, reason in heard if isinstance(reason, str)], np.str_),
         frames=np.array([1 + len(samples) // HOP for _, samples in decoded], np.int64),
-        **{f"lesson_{name}": array for name, array in lessons.items()},
+        **{f"{LESSON}{name}": array for name, array in lessons.items()},
     )
     partial.rename(path)
 
@@ -223,6 +221,9 @@ def build(manifest: Path, out: Path, tags: Sequence[str], folders: TeacherFolder
         out: folder of the shards.
         tags: columns that the manifest must have.
         folders: of the teachers; none: decode only.
+
+    Raises:
+        ChildProcessError: one of the processes that decode was killed.
     """
     out.mkdir(parents=True, exist_ok=True)
     with (out / "lock").open("w") as lock:
@@ -251,6 +252,10 @@ def _build(manifest: Path, out: Path, tags: Sequence[str], folders: TeacherFolde
                 as_completed(made), description, len(made), console=console, disable=not made
             ):
                 future.result()
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                "a process that caches clips ended, most likely for want of memory; the same command goes on"
+            ) from error
         except BaseException:  # Ctrl-C: begin no other shard
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -266,7 +271,7 @@ def load(folder: Path) -> Cache:
     shards = [shard for shard in map(_read, paths) if len(shard["ids"])] or [_read(paths[0])]
     common = [name for name in shards[0] if all(name in shard for shard in shards)]
     joined = {name: np.concatenate([shard[name] for shard in shards]) for name in common}
-    lessons = {name.removeprefix("lesson_"): array for name, array in joined.items() if _is_lesson(name)}
+    lessons = {name.removeprefix(LESSON): array for name, array in joined.items() if name.startswith(LESSON)}
     mels = [np.load(path.with_name(mels_name(path)), mmap_mode="r") for path in paths]
     return Cache(joined["ids"], joined["frames"], mels, lessons)
 

@@ -14,7 +14,7 @@ from model.tagger import choose_device
 from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.material import read_soft_labels
 from model.training.separation import checkpoint_of
-from model.training.teachers import TeacherFolders, word_lists
+from model.training.teachers import MODELS, TeacherFolders, word_lists
 from model.training.words import WORDS
 
 if TYPE_CHECKING:
@@ -56,6 +56,14 @@ def check_settings(settings: "TrainSettings") -> list[Clip]:
         raise TrainingError(f"--seed {settings.seed}: choose 0 to {SEEDS - 1}")
     if not 0.0 < settings.learning_rate < math.inf:
         raise TrainingError(f"--learning-rate {settings.learning_rate}: choose more than 0, 0.002 say")
+    if not math.isfinite(settings.distillation):
+        raise TrainingError(f"--distillation {settings.distillation}: choose 0 or more, 1 say")
+    if not 0.0 <= settings.keep <= 1.0:
+        raise TrainingError(f"--keep {settings.keep}: choose 0 to 1")
+    if len({path.resolve() for path in settings.manifests}) < len(settings.manifests):
+        raise TrainingError("a --manifest is given twice: its clips would count twice; give each once")
+    if settings.soft_labels is not None and settings.teachers is not None:
+        raise TrainingError("--soft-labels and --teachers both teach: give one of them")
     if settings.keep and settings.init is None:
         raise TrainingError("--keep is a share of the bundle that --init names: give --init, too, or neither")
     if (settings.teachers is None) != (settings.musicnn is None):
@@ -94,6 +102,11 @@ def _check_teachers(folders: TeacherFolders) -> None:
         raise TrainingError(
             f"--musicnn {musicnn}: holds no folder `musicnn`; give that of the unpacked wheel"
         )
+    for name in MODELS:
+        if not (teachers / name).is_file():
+            raise TrainingError(
+                f"--teachers {teachers}: holds no {name}; give the folder of the public taggers"
+            )
     if spleeter is not None:
         try:
             checkpoint_of(spleeter)

@@ -8,6 +8,8 @@ columns are optional; other columns are ignored.
 """
 
 import csv
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from pathlib import Path
 REQUIRED = ("id", "file")
 DEFAULTS = {"source": "", "split": "train", "train_ok": "1"}
 COLUMNS = (*REQUIRED, *DEFAULTS)
+SPLITS = ("train", "val", "test")
+REST = "more fields than the header"
 SEPARATOR = " + "
 """Between the sources of a mix."""
 
@@ -51,7 +55,7 @@ def read_manifest(path: Path, tags: Sequence[str]) -> list[Clip]:
     try:
         # With the mark that Excel writes, or without.
         with path.open(newline="", encoding="utf-8-sig") as handle:
-            reader = csv.DictReader(handle)
+            reader = csv.DictReader(handle, restkey=REST)
             lines = reader.reader  # whose line_num also counts empty lines, and one that is no CSV
             _check_columns(path, reader.fieldnames or (), tags)
             rows = [(lines.line_num, _clip(path, lines.line_num, row, tags)) for row in reader]
@@ -81,6 +85,9 @@ def write_manifest(path: Path, clips: Sequence[Clip], tags: Sequence[str]) -> No
 
 
 def _check_columns(path: Path, columns: Sequence[str], tags: Sequence[str]) -> None:
+    twice = [name for name, times in Counter(columns).items() if times > 1 and name in (*COLUMNS, *tags)]
+    if twice:
+        raise ManifestError(f"{path}: column {twice[0]} stands twice; leave one of them out")
     missing = [name for name in (*REQUIRED, *tags) if name not in columns]
     if missing:
         raise ManifestError(
@@ -100,14 +107,24 @@ def _check_ids(path: Path, rows: Sequence[tuple[int, Clip]]) -> None:
 
 
 def _clip(path: Path, line: int, row: dict[str, str], tags: Sequence[str]) -> Clip:
+    if REST in row:
+        raise ManifestError(
+            f"{path}:{line}: has more fields than the header; put one that holds a comma into quotes"
+        )
     value = {**DEFAULTS, **{key: text for key, text in row.items() if text}}
+    value |= {name: unicodedata.normalize("NFC", value[name].strip()) for name in ("source", "split")}
+    split = value["split"].lower()
+    if split in SPLITS and split != value["split"]:
+        raise ManifestError(f"{path}:{line}: split is {value['split']!r}; write {split}")
+    if "\0" in value.get("file", ""):
+        raise ManifestError(f"{path}:{line}: file holds a NUL, so it is no path; write the clip's path")
     for name in REQUIRED:
         if name not in value:
             raise ManifestError(f"{path}:{line}: {name} is empty; every clip needs one")
     return Clip(
         id=value["id"],
         path=path.parent / value["file"],
-        split=value["split"],
+        split=value["split"] or DEFAULTS["split"],
         train_ok=_train_ok(path, line, value["train_ok"]),
         source=value["source"] or value["id"],
         labels=tuple(_label(path, line, tag, row[tag]) for tag in tags),

@@ -11,6 +11,7 @@ but shift the folds' scores against each other: that cost dance 0.03 of ROC-AUC.
 import csv
 import json
 import logging
+import pickle
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -19,6 +20,7 @@ from typing import Any, Final, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from model.bundle import save_bundle
@@ -186,9 +188,10 @@ def _fold(
     run = run_of(settings, learn.clips, held_out.clips)
     if (kept := _kept(path, run)) is not None:
         return kept
-    if path.exists():  # of the manifest before rows, sources or labels were changed
-        logger.warning("%s is of other clips or labels: this fold is trained anew", path)
-        for former in (path, settings.out / "checkpoint.pt", settings.out / "log.csv"):
+    checkpoint = settings.out / "checkpoint.pt"
+    if path.exists() or _is_of_other_clips(checkpoint, run):  # rows, sources or labels have changed since
+        logger.warning("%s is of other clips or labels: this fold is trained anew", settings.out)
+        for former in (path, checkpoint, settings.out / "log.csv"):
             former.unlink(missing_ok=True)
     warn_of_one_class(settings, learn.clips)
     device = choose_device(settings.device)
@@ -197,6 +200,15 @@ def _fold(
     save_bundle(settings.out / BUNDLE, bundle_of(network, learn, settings), network.cpu())
     _keep(path, run, ids, said)
     return dict(zip(ids, said, strict=True))
+
+
+def _is_of_other_clips(checkpoint: Path, run: dict[str, Any]) -> bool:
+    """Whether a fold was stopped that differs in its clips only; what cannot be read, `fit` refuses."""
+    try:
+        saved = json.loads(torch.load(checkpoint, map_location="cpu", weights_only=True)["run"])
+        return bool(saved != run and saved | {"clips": run["clips"]} == run)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
+        return False
 
 
 def _keep(path: Path, run: dict[str, Any], ids: Sequence[str], said: Sequence[Said]) -> None:

@@ -18,7 +18,12 @@ def plot_curves(log: Path, picture: Path) -> None:
         if any(losses):  # without teachers nothing is distilled
             left.plot(steps, losses, marker=".", label=name)
     for name in (column for column in rows[0] if column.startswith("auc_")):
-        right.plot(steps, [float(row[name]) for row in rows], marker=".", label=name.removeprefix("auc_"))
+        right.plot(
+            steps,
+            [float(row[name]) for row in rows],
+            marker=".",
+            label=name.removeprefix("auc_").replace("$", r"\$"),
+        )
     left.set(xlabel="step", ylabel="loss", ylim=(0, None))
     right.set(xlabel="step", ylabel="ROC-AUC, held-out clips", ylim=(None, 1.02))
     for axes in (left, right):

@@ -171,19 +171,23 @@ def debian_pieces(package: str, work: Path, per_package: int, rng: random.Random
     files = [f for f in files if not no_music.search(f.relative_to(folder).as_posix())]
     tracks = [f for f in files if f.suffix.lower() in AUDIO_SUFFIXES and f.stat().st_size > 100_000]
     modules = [f for f in files if f.suffix.lower() in MODULE_SUFFIXES]
-    chosen = rng.sample(tracks + modules, min(per_package, len(tracks + modules)))
+    music = list({_name_of(f): f for f in tracks + modules}.values())  # copies in several folders: once
+    chosen = rng.sample(music, min(per_package, len(music)))
     each = max(1, min(PIECES_PER_TRACK, per_package // max(1, len(chosen))))
     for track in chosen:
         samples = render_module(track) if track in modules else read_track(track)
         for index, start in enumerate(spread(len(samples), each)):
-            name = re.sub(r"[^A-Za-z0-9]+", "-", track.stem)
             yield Piece(
-                f"debian-{package}-{name}-{track.stat().st_size}-{index}",
+                f"debian-{package}-{_name_of(track)}-{index}",
                 f"{DEBIAN}{package}",
                 track.name,
                 as_piece(samples, start),
                 {},
             )
+
+
+def _name_of(track: Path) -> str:
+    return f"{re.sub(r'[^A-Za-z0-9]+', '-', track.stem)}-{track.stat().st_size}"
 
 
 def field_pieces(package: str, folder: Path, most: int, rng: random.Random) -> Iterator[Piece]:
@@ -395,10 +399,16 @@ def sounds_piece(index: int, files: list[Path], rng: random.Random) -> Piece:
 def one_by_one(files: list[Path], read: Callable[[Path], Samples], rng: random.Random) -> Samples:
     """Files drawn at random, with pauses between them, as [PIECE]."""
     parts: list[Samples] = []
-    while sum(map(len, parts)) < PIECE:
-        samples = read(rng.choice(files))
+    left = list(files)
+    while left and sum(map(len, parts)) < PIECE:
+        file = rng.choice(left)
+        samples = read(file)
         if len(samples):
             parts += [samples, np.zeros(int(rng.uniform(0.1, 0.8) * SAMPLE_RATE_HZ), np.float32)]
+        else:
+            left.remove(file)
+    if not parts:
+        raise ValueError(f"none of {len(files)} files can be read, {files[0]} for one: give --other 0")
     return as_piece(np.concatenate(parts))
 
 
@@ -444,9 +454,7 @@ class Writer:
     def __init__(self, out: Path) -> None:
         (out / "clips").mkdir(parents=True, exist_ok=True)
         self.out = out
-        self.handle = (out / "clips.csv").open("w", newline="", encoding="utf-8")
-        self.rows = csv.DictWriter(self.handle, self.COLUMNS)
-        self.rows.writeheader()
+        self._write("w", dict(zip(self.COLUMNS, self.COLUMNS, strict=True)))
 
     def add(self, piece: Piece) -> None:
         """Write one piece and its row."""
@@ -456,7 +464,8 @@ class Writer:
         write_flac(self.out / name, piece.samples)
         labels = {tag: str(piece.labels.get(tag, "")) for tag in TAGS}
         evidence = {f"{tag}_evidence": "assumed" for tag in piece.labels}
-        self.rows.writerow(
+        self._write(
+            "a",
             {
                 "id": piece.id,
                 "file": name,
@@ -466,9 +475,12 @@ class Writer:
                 "title": piece.title,
             }
             | labels
-            | evidence
+            | evidence,
         )
-        self.handle.flush()
+
+    def _write(self, mode: str, row: dict[str, Any]) -> None:
+        with (self.out / "clips.csv").open(mode, newline="", encoding="utf-8") as handle:
+            csv.DictWriter(handle, self.COLUMNS).writerow(row)
 
 
 def gather(
@@ -520,7 +532,10 @@ def gather(
     speakers = [sorted(unpack(package, work).rglob("*.g722")) for package in wanted]
     speech = [file for speaker in speakers for file in speaker]
     sounds = [
-        f for package in chosen for f in unpack(package, work).rglob("*.wav") if f.stat().st_size < 300_000
+        f
+        for package in chosen
+        for f in sorted(unpack(package, work).rglob("*.wav"))
+        if f.stat().st_size < 300_000
     ]
     if (counts["other"] and not (speech and sounds)) or (counts["sung"] and not speech):
         raise ValueError("no speech or no game sounds: can `apt-get download` get Debian's packages here?")
@@ -543,6 +558,8 @@ def gather(
     )
     picks = [(i, rng.choice(styles), random.Random(seed + i)) for i in range(counts["midi"])]  # noqa: S311
     _in_parallel(lambda pick: [p for p in [midi_piece(*pick)] if p], picks, keep)
+    if counts["mix"] and not beds:
+        raise ValueError("there is no music to lay voices over: gather more, or give --mix 0")
     for index in range(counts["mix"]):
         writer.add(mix_piece(index, rng.choice(voices), rng.choice(beds), rng))
     if separator is not None:

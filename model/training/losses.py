@@ -16,13 +16,14 @@ def masked_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return torch.where(known, losses, 0.0).sum() / known.sum().clamp_min(1)
 
 
-def mix_targets(labels: Tensor, words: Tensor, trust: Tensor) -> Tensor:
+def mix_targets(labels: Tensor, words: Tensor, trust: Tensor, applies: Tensor | None = None) -> Tensor:
     """Labels [B, K] and what words say [B, K], NaN unknown -> targets [B, K].
 
     Where both are known, the words make up a share `trust` [2, K] of the target, in its first row where the
-    label is a no, in its second where it is a yes (above 0.5). Where one is known, it is that one.
+    label is a no, in its second where it is a yes, as `applies` [B, K] tells: without, 0.5 and above. Where
+    one is known, it is that one.
     """
-    share = torch.where(labels > 0.5, trust[1], trust[0])
+    share = torch.where(labels >= 0.5 if applies is None else applies, trust[1], trust[0])
     both = (1 - share) * labels + share * words
     return torch.where(labels.isnan(), words, torch.where(words.isnan(), labels, both))
 

@@ -13,11 +13,12 @@ from model.frontend import HOP, N_MELS, SAMPLE_RATE_HZ
 from model.network import SEGMENT_SAMPLES, SEGMENTS_PER_WINDOW
 from model.segments import TAIL_PARTS
 from model.tagger import LEAST_SOUNDING, TENTHS
+from model.tags import TAGS
 from model.training import cache
 from model.training.augmentation import Generator, band_curve
 from model.training.cache import CLIP_S, VARIANTS
 from model.training.corpus import Clip, ManifestError
-from model.training.teachers import word_lists
+from model.training.teachers import TeacherFolders, word_lists
 from model.training.words import by_second, opinions, standardised
 
 FAINTEST: Final = 1e-3
@@ -94,7 +95,7 @@ class Material:
 def load_material(
     sources: Sequence[tuple[list[Clip], Path]],
     tags: Sequence[str],
-    teachers: Path | None = None,
+    folders: TeacherFolders | None = None,
     soft_labels: Path | None = None,
 ) -> Material:
     """Join manifests with their caches (see `cache.build`); clips that the cache lacks are left out.
@@ -102,7 +103,7 @@ def load_material(
     Args:
         sources: the clips of a manifest, and the folder of their cache.
         tags: what the clips' labels are of.
-        teachers: folder of the public taggers, where the caches hold their lessons.
+        folders: of the teachers whose lessons are learned, of those that the caches hold; none: of no one.
         soft_labels: without lessons, scores for whole clips to learn from: an npz with `ids` [N] and
             `scores` [N, M] in [0, 1].
     """
@@ -113,15 +114,12 @@ def load_material(
     labels = np.array(
         [[np.nan if label is None else label for label in clip.labels] for clip in clips], np.float32
     ).reshape(-1, len(tags))
-    lessons = {
-        name: np.concatenate([cached.lessons[name] for cached in caches])
-        for name in caches[0].lessons
-        if all(name in cached.lessons for cached in caches)
-    }
-    if lessons and teachers is not None:
-        words, soft = opinions(tags, lessons, word_lists(teachers)), _soft_targets(lessons)
-        # Of what is no music, or nothing of the kind, a music tagger's words mean nothing.
-        words[(labels == 0.0).all(1)] = np.nan
+    lessons = _lessons(caches, folders)
+    if lessons and folders is not None:
+        words, soft = opinions(tags, lessons, word_lists(folders.teachers)), _soft_targets(lessons)
+        if set(TAGS) <= set(tags):
+            # Of what is no music, or nothing of the kind, a music tagger's words mean nothing.
+            words[(labels == 0.0).all(1)] = np.nan
     else:
         words = np.full((len(clips), CLIP_S, len(tags)), np.nan, np.float16)
         soft = _soft_labels(clips, soft_labels)
@@ -136,6 +134,16 @@ def load_material(
         words,
         soft,
     )
+
+
+def _lessons(caches: Sequence[cache.Cache], folders: TeacherFolders | None) -> dict[str, NDArray[np.float16]]:
+    """What these teachers said of the clips of all caches, by `Lesson`'s fields."""
+    heard = [cached for cached in caches if len(cached.ids)]  # where no clip could be read, no one was asked
+    return {
+        name: np.concatenate([cached.lessons[name] for cached in heard])
+        for name in cache.lessons_of(folders)
+        if heard and all(name in cached.lessons for cached in heard)
+    }
 
 
 def _soft_targets(lessons: dict[str, NDArray[np.float16]]) -> NDArray[np.float16]:
@@ -230,7 +238,7 @@ def cut_mel(mel: Mel) -> Mel:
     last = frames - SEGMENT_FRAMES
     if last <= 0:
         return fill_segment(mel)[None]
-    starts = [round(start) for start in np.arange(0.0, last + 1, SEGMENT_SAMPLES / HOP)]
+    starts = [min(round(start), last) for start in np.arange(0.0, last + 1, SEGMENT_SAMPLES / HOP)]
     if (last - starts[-1]) * HOP > SEGMENT_SAMPLES // TAIL_PARTS:
         starts.append(last)
     return np.stack([mel[:, start : start + SEGMENT_FRAMES] for start in starts])
@@ -263,7 +271,8 @@ def labels_of_mix(
     """Labels [K], words [K] and soft targets [M] of a window with another one laid under it.
 
     A voice in either makes `vocal` (its column) true, none in both makes it false. The other tags stay known
-    only where both agree, or where the other is too soft to matter; words and soft targets likewise.
+    only where both agree, or where the other is too soft to matter; words and soft targets likewise. Where
+    it becomes unknown whether a voice is heard, so do the words for it.
     """
     drowned = below_db > SOFT_FROM_DB
     labels = np.where((window.labels == other.labels) | drowned, window.labels, np.nan).astype(np.float32)
@@ -274,7 +283,10 @@ def labels_of_mix(
         elif pair != (0.0, 0.0):
             labels[vocal] = np.nan
     if drowned:
-        return labels, window.words, window.soft
+        words = window.words.copy()
+        if vocal is not None and np.isnan(labels[vocal]) and not np.isnan(window.labels[vocal]):
+            words[vocal] = np.nan
+        return labels, words, window.soft
     return labels, np.full_like(window.words, np.nan), np.full_like(window.soft, np.nan)
 
 

@@ -50,6 +50,8 @@ def _rows(folder: Path, split: str) -> list[list[str]]:
         raise ManifestError(
             f"{path}: cannot be read ({error.strerror}); give a clone of MTG/mtg-jamendo-dataset"
         ) from error
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"{path}: is not UTF-8 ({error.reason}); get it anew") from error
     if cut_off := [row for row in rows if len(row) < LEAST_FIELDS]:
         raise ManifestError(f"{path}: a row has less than {LEAST_FIELDS} fields: {cut_off[0]}; get it anew")
     return rows

@@ -113,8 +113,9 @@ def targets_of_windows(
     words = np.stack([_mean_of_known_rows(by_second[start : start + length]) for start in starts])
     is_no_music = material.clips[index].sources[0] in NO_MUSIC_SOURCES
     strength = NO_MUSIC_LABEL if is_no_music else LABEL
-    labels = np.tile(strength * (2 * material.labels[index].astype(np.float64) - 1), (windows, 1))
-    mixed: NDArray[np.float64] = mix_targets(*map(torch.from_numpy, (labels, words, trust))).numpy()
+    labels = material.labels[index].astype(np.float64)
+    arrays = np.tile(strength * (2 * labels - 1), (windows, 1)), words, trust, labels >= 0.5
+    mixed: NDArray[np.float64] = mix_targets(*map(torch.from_numpy, arrays)).numpy()
     return mixed
 
 

@@ -125,14 +125,14 @@ class Separator:
         self.window = torch.hann_window(WINDOW)
 
     def __call__(self, audio: Tensor) -> NDArray[np.float32]:
-        """[T] mono float32 at 16 kHz, at least 1 s -> [seconds, 1], in [0, 1].
+        """[T] mono float32 at 16 kHz, 1 s or hardly less at least -> [seconds, 1], in [0, 1].
 
         The power of the voice, among that of all; of a second far softer than the loudest one, little.
         """
         magnitudes = self._spectrum(audio)[:BINS].abs().T
         power = magnitudes**2
         frames = torch.stack([power * self._share(magnitudes), power], 1)[..., VOICE_BINS].sum(2)
-        seconds = len(audio) // SAMPLE_RATE_HZ
+        seconds = max(1, len(audio) // SAMPLE_RATE_HZ)
         of_frame = (torch.arange(len(frames)) * HOP // SPLEETER_RATE_HZ).clamp_max(seconds - 1)
         voice, everything = torch.zeros(seconds, 2).index_add_(0, of_frame, frames).T
         share: NDArray[np.float32] = (voice / (everything + SOFT * everything.max() + SILENT)).numpy()

@@ -29,6 +29,8 @@ FEATURES = 200
 """Of musicnn's penultimate layer."""
 MUSICNN_FRAMES = 187
 """Frames of musicnn's window, 3 s."""
+MODELS: Final = ("yamnet.tflite", "jamendo_fcn.pth")
+"""Files of the teachers' folder."""
 YAMNET_WINDOW_S = 0.975
 SECONDS_PER_ROW: Final = {
     "msd": 3.0,
@@ -170,9 +172,9 @@ class Teachers:
     def __init__(self, folders: TeacherFolders) -> None:
         teachers, musicnn, spleeter = folders
         self.teach = load_teach(teachers)
-        self.yamnet = self.teach.Yamnet(teachers / "yamnet.tflite")
+        self.yamnet = self.teach.Yamnet(teachers / MODELS[0])
         self.log_mel = LogMel()
-        self.jamendo = JamendoFcn(self.teach, teachers / "jamendo_fcn.pth").eval()
+        self.jamendo = JamendoFcn(self.teach, teachers / MODELS[1]).eval()
         silence = torch.zeros(JamendoFcn.CLIP_S * SAMPLE_RATE_HZ)
         self.hear_jamendo = Compiled(self.jamendo, self.jamendo.decibels(silence))
         self.hear_msd, self.hear_mtt = (

@@ -319,7 +319,7 @@ def prepare(settings: TrainSettings) -> Material:
         folder = cache.folder_of(manifest, settings.cache or settings.out / "cache")
         cache.build(manifest, folder, settings.tags, settings.teacher_folders)
         sources.append((read_manifest(manifest, settings.tags), folder))
-    material = load_material(sources, settings.tags, settings.teachers, settings.soft_labels)
+    material = load_material(sources, settings.tags, settings.teacher_folders, settings.soft_labels)
     return material if settings.words else material.without_words()
 
 
@@ -534,7 +534,9 @@ def _resume(
             part.load_state_dict(saved[name])
     except TrainingError:
         raise
-    except (RuntimeError, KeyError, ValueError, EOFError, pickle.UnpicklingError) as error:
+    except (
+        RuntimeError, KeyError, ValueError, TypeError, AttributeError, EOFError, pickle.UnpicklingError
+    ) as error:  # fmt: skip
         raise TrainingError(
             f"{path} is of another run, or damaged; name another --out, or remove it to start anew"
         ) from error
@@ -555,7 +557,8 @@ class Log:
         kept: list[list[str]] = []
         if done and path.exists():
             with path.open(newline="", encoding="utf-8") as handle:
-                kept = [row for row in list(csv.reader(handle))[1:] if int(row[0]) <= done]
+                rows = [row for row in csv.reader(handle) if row and row[0].isdecimal()]
+                kept = [row for row in rows if int(row[0]) <= done]
         self._write("w", columns)
         for row in kept:
             self._write("a", row)

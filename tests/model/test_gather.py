@@ -24,6 +24,7 @@ from model.training.gather import (
     Writer,
     apart_pieces,
     as_piece,
+    debian_pieces,
     field_pieces,
     gather,
     main,
@@ -31,6 +32,7 @@ from model.training.gather import (
     noise_piece,
     read_prompt,
     read_track,
+    sounds_piece,
     speech_piece,
     spread,
     sung_piece,
@@ -152,6 +154,39 @@ def test_songs_are_not_taken_apart_without_a_separator(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="give --teachers and --spleeter, or --apart 0"):
         gather(manifest, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {"apart": 1}, 1)
+
+
+def test_voices_are_not_mixed_where_there_is_no_music(tmp_path: Path) -> None:
+    manifest = tmp_path / "clips.csv"
+    manifest.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
+
+    with pytest.raises(ValueError, match="no music to lay voices over"):
+        gather(manifest, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {"mix": 1}, 1)
+
+
+def test_files_that_cannot_be_read_are_passed_over_and_told_of_where_all_are(tmp_path: Path) -> None:
+    torn, good = tmp_path / "torn.wav", tmp_path / "good.wav"
+    torn.write_bytes(b"RIFF")
+    write_flac(good, tone(440, 3.0).numpy())
+
+    piece = sounds_piece(0, [torn, good], random.Random(1))
+
+    assert np.abs(piece.samples).max() > 0.1
+    with pytest.raises(ValueError, match=r"none of 1 files can be read, .*torn\.wav"):
+        sounds_piece(0, [torn], random.Random(1))
+
+
+def test_a_track_that_lies_in_two_folders_of_a_package_is_one(tmp_path: Path) -> None:
+    for folder in ("music", "backup"):
+        (tmp_path / "game" / folder).mkdir(parents=True)
+        write_flac(
+            tmp_path / "game" / folder / "theme.flac",
+            np.random.default_rng(1).normal(0, 0.1, 12 * SAMPLE_RATE_HZ).astype(np.float32),
+        )
+
+    pieces = list(debian_pieces("game", tmp_path, 4, random.Random(1)))
+
+    assert [piece.title for piece in pieces] == ["theme.flac"]
 
 
 @pytest.fixture(scope="module")

@@ -110,3 +110,11 @@ def test_words_count_otherwise_beside_a_no_than_beside_a_yes(label: float, targe
     mixed = mix_targets(torch.tensor([[label]]), torch.tensor([[0.5]]), trust)
 
     assert mixed.item() == pytest.approx(target)
+
+
+def test_a_soft_label_of_one_half_and_above_counts_as_a_yes() -> None:
+    labels = torch.tensor([[0.5, 0.4]])
+
+    mixed = mix_targets(labels, torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+
+    torch.testing.assert_close(mixed, torch.tensor([[0.0, 0.4]]))

@@ -94,6 +94,14 @@ def test_blank_lines_are_passed_over_and_torn_rows_are_told(clone: Path) -> None
         read_mtg_jamendo(clone, clone / "audio")
 
 
+def test_what_is_not_utf_8_is_refused(clone: Path) -> None:
+    path = clone / "data" / "splits" / "split-0" / "autotagging-train.tsv"
+    path.write_bytes(path.read_bytes() + b"\xff")
+
+    with pytest.raises(ManifestError, match="not UTF-8"):
+        read_mtg_jamendo(clone, clone / "audio")
+
+
 def test_what_is_not_there_is_named(clone: Path) -> None:
     with pytest.raises(ManifestError, match="nowhere: holds no clip"):
         read_mtg_jamendo(clone, clone / "nowhere")

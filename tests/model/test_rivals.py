@@ -187,6 +187,8 @@ def test_a_rival_file_is_read_in_any_order(tmp_path: Path) -> None:
         ({"scores": None}, "not an npz with the arrays"),
         ({"scores": np.array([[0.1], [1.5]])}, r"in \[0, 1\]"),
         ({"scores": np.array([0.1, 0.5])}, r"must be \[2 ids, 1 tags\]"),
+        ({"scores": np.array([["a"], ["b"]])}, "not an npz with the arrays"),
+        ({"ids": np.array("0")}, "not an npz with the arrays"),
     ],
 )
 def test_a_rival_file_that_does_not_fit_says_why(

@@ -131,6 +131,10 @@ def test_clips_longer_than_the_network_sees_at_once_and_of_a_broken_second_are_h
     assert share.min() > 0.9
 
 
+def test_a_clip_of_hardly_less_than_a_second_is_heard_as_one() -> None:
+    assert hears_high_notes(3000)(tone(5000, 0.99)).shape == (1, 1)
+
+
 def test_silence_is_no_voice() -> None:
     assert hears_high_notes(0)(torch.zeros(3 * SAMPLE_RATE_HZ)).max() == 0.0
     faint = torch.cat([tone(5000, 3), 1e-4 * tone(5000, 3)])

@@ -46,8 +46,18 @@ from model.training.checks import (
 )
 from model.training.corpus import SEPARATOR, Clip, ManifestError, read_manifest
 from model.training.cross_validation import cross_validate, deal, shares_file, shares_source
+from model.training.curves import plot_curves
 from model.training.gather import write_flac
-from model.training.material import Material, Sampler, Window, bursts, cut_mel, labels_of_mix, sounding_mel
+from model.training.material import (
+    Material,
+    Sampler,
+    Window,
+    bursts,
+    cut_mel,
+    labels_of_mix,
+    load_material,
+    sounding_mel,
+)
 from model.training.teachers import Lesson, TeacherFolders
 from model.training.train import (
     Log,
@@ -319,7 +329,13 @@ def no_decoding(*_: object) -> None:
         ({"seed": -1}, "--seed -1"),
         ({"learning_rate": 0.0}, "--learning-rate 0.0"),
         ({"learning_rate": float("nan")}, "--learning-rate nan"),
-        ({"keep": 0.5}, "--keep"),
+        ({"keep": 0.5}, "--keep is a share"),
+        ({"keep": float("nan")}, "--keep nan"),
+        ({"distillation": float("nan")}, "--distillation nan"),
+        (
+            {"soft_labels": Path("nowhere"), "teachers": Path("nowhere"), "musicnn": Path()},
+            "give one of them",
+        ),
         ({"keep": 0.5, "init": SHIPPED}, "--keep needs the tags"),
         ({"teachers": Path("nowhere")}, "give both, or neither"),
         ({"musicnn": Path("nowhere")}, "give both, or neither"),
@@ -342,19 +358,92 @@ def test_settings_that_cannot_be_are_refused_before_a_clip_is_decoded(
         cross_validate(settings, 2)
 
 
-def test_a_folder_without_spleeter_is_refused_before_a_clip_is_decoded(
-    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_manifest_that_is_given_twice_is_refused(manifest: Path, tmp_path: Path) -> None:
+    again = manifest.parent / ".." / manifest.parent.name / manifest.name
+
+    with pytest.raises(TrainingError, match="twice"):
+        train(replace(settings_for(manifest, tmp_path / "run"), manifests=(manifest, again)))
+
+
+@pytest.fixture
+def teachers(tmp_path: Path) -> TeacherFolders:
+    """Folders that look like those of the teachers."""
+    for name in ("yamnet.tflite", "jamendo_fcn.pth"):
+        (tmp_path / name).touch()
+    (tmp_path / "musicnn").mkdir()
+    (tmp_path / "teach.py").write_text("JAMENDO = MSD = MTT = ['a', 'b']")
+    (tmp_path / "yamnet_class_map.csv").write_text("display_name\na\nb\n")
+    return TeacherFolders(tmp_path, tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lacking", "told"),
+    [
+        (None, r"--spleeter .* holds no spleeter/pretrained_models/2stems"),
+        ("yamnet.tflite", r"--teachers .* holds no yamnet.tflite"),
+        ("jamendo_fcn.pth", r"--teachers .* holds no jamendo_fcn.pth"),
+    ],
+)
+def test_a_folder_without_a_teacher_is_refused_before_a_clip_is_decoded(
+    manifest: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    teachers: TeacherFolders,
+    lacking: str | None,
+    told: str,
 ) -> None:
     monkeypatch.setattr("model.training.cache.build", no_decoding)
-    (tmp_path / "musicnn").mkdir()
-    (tmp_path / "teach.py").write_text("JAMENDO = MSD = MTT = []")
-    (tmp_path / "yamnet_class_map.csv").write_text("display_name\n")
-    settings = settings_for(
-        manifest, tmp_path / "run", teachers=tmp_path, musicnn=tmp_path, spleeter=tmp_path
-    )
+    if lacking is not None:
+        (teachers.teachers / lacking).unlink()
+    settings = settings_for(manifest, tmp_path / "run", **teachers._asdict())
 
-    with pytest.raises(TrainingError, match=r"--spleeter .* holds no spleeter/pretrained_models/2stems"):
+    with pytest.raises(TrainingError, match=told):
         train(settings)
+
+
+def taught_by(shard: Path, clips: list[Clip], monkeypatch: pytest.MonkeyPatch, *, spleeter: bool) -> None:
+    """Write a shard of clips to which all teachers said the same."""
+    scores = np.full((29, 2), 0.5, np.float16)
+    lesson = Lesson(scores[0], *(scores,) * 4, spleeter=scores[:, :1] if spleeter else None)
+    monkeypatch.setattr(cache, "_teachers", lambda _: lesson)
+    shard.parent.mkdir(exist_ok=True)
+    cache._shard(clips, shard)
+
+
+def test_only_those_teachers_are_learned_from_that_were_asked_for(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: TeacherFolders
+) -> None:
+    clips = read_manifest(manifest, ("beat",))[:2]
+    taught_by(tmp_path / "cache" / "shard-0000.npz", clips, monkeypatch, spleeter=True)
+
+    widths = [
+        load_material([(clips, tmp_path / "cache")], ("beat",), folders).soft.shape[2]
+        for folders in (None, teachers._replace(spleeter=None), teachers)
+    ]
+
+    assert widths == [1, 10, 11]
+
+
+def test_a_manifest_of_which_no_clip_can_be_read_silences_no_teacher(
+    manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, teachers: TeacherFolders
+) -> None:
+    clips = read_manifest(manifest, ("beat",))[:2]
+    gone = [replace(clip, path=tmp_path / "gone.flac") for clip in clips]
+    taught_by(tmp_path / "cache" / "shard-0000.npz", clips, monkeypatch, spleeter=True)
+    taught_by(tmp_path / "other" / "shard-0000.npz", gone, monkeypatch, spleeter=True)
+
+    material = load_material([(clips, tmp_path / "cache"), (gone, tmp_path / "other")], ("beat",), teachers)
+
+    assert material.soft.shape == (2, 29, 11)
+
+
+def test_a_process_of_the_cache_that_is_killed_is_told_of(
+    manifest: Path, tmp_path: Path, teachers: TeacherFolders
+) -> None:
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row)
+
+    with pytest.raises(ChildProcessError, match="the same command goes on"):
+        build(own, tmp_path / "cache", ("beat", "drone"), teachers)  # of which no file can be read
 
 
 @pytest.mark.parametrize(
@@ -566,6 +655,16 @@ def test_clips_of_which_nothing_is_known_do_not_train(tmp_path: Path) -> None:
     assert usable(material, settings_for(tmp_path, tmp_path)).tolist() == [False, True, True]
 
 
+@pytest.mark.parametrize("frames", [62, 313, 314, 469, 626, 1250, 1251, 1813])
+def test_a_clip_of_any_length_is_cut_into_whole_segments(frames: int) -> None:
+    mel = np.arange(frames, dtype=np.float16)[None].repeat(96, 0)
+
+    segments = cut_mel(mel)
+
+    assert segments.shape[1:] == (96, 313)
+    assert segments[-1, 0, -1] >= frames - 1 - 0.5 * 16_000 / 256 or frames < 313
+
+
 def test_silence_counts_in_validation_as_it_does_in_the_tagger() -> None:
     rng = np.random.default_rng(3)
     audio = np.concatenate([beat(7.3, rng), np.zeros(11 * RATE, np.float32), drone(4.4, rng)])
@@ -606,6 +705,31 @@ def test_a_log_goes_on_behind_the_last_checkpoint(tmp_path: Path) -> None:
     Log(log.path, ["step", "loss"], done=4).add([6, 0.25])
 
     assert log.path.read_text().splitlines() == ["step,loss", "2,0.50000", "4,0.50000", "6,0.25000"]
+
+
+def test_a_log_that_was_edited_loses_only_what_is_no_row(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("step,loss\n2,0.5\n\n# better!\n4,0.5\n")
+
+    Log(tmp_path / "log.csv", ["step", "loss"], done=4)
+
+    assert (tmp_path / "log.csv").read_text().splitlines() == ["step,loss", "2,0.5", "4,0.5"]
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(1), {"run": "[]"}])
+def test_a_checkpoint_that_is_none_is_refused(manifest: Path, tmp_path: Path, content: object) -> None:
+    torch.save(content, tmp_path / "checkpoint.pt")
+
+    with pytest.raises(TrainingError, match=r"checkpoint\.pt is of another run"):
+        train(settings_for(manifest, tmp_path))
+
+
+def test_a_tag_may_look_like_a_formula(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log.csv", ["step", "loss", "distillation", "auc_$1_$"])
+    log.add([1, 0.5, 0.0, 0.9])
+
+    plot_curves(log.path, tmp_path / "curves.png")
+
+    assert (tmp_path / "curves.png").stat().st_size > 1000
 
 
 def test_a_fold_follows_its_rows_its_file_and_the_names_of_clips(manifest: Path, tmp_path: Path) -> None:
@@ -962,6 +1086,12 @@ def test_no_voice_in_either_is_no_voice_and_an_unknown_one_stays_unknown() -> No
     assert np.isnan(unknown[0])
 
 
+def test_words_say_nothing_of_a_voice_where_one_may_be_heard_below() -> None:
+    _, words, _ = labels_of_mix(a_window(0, 0), a_window(1, 0), 15.0, vocal=0)
+
+    assert np.isnan(words).tolist() == [True, False]
+
+
 def test_bursts_come_at_a_steady_pace_with_silence_between_them() -> None:
     heard = [bursts(np.random.default_rng(seed)).reshape(-1) for seed in range(50)]
 
@@ -1154,6 +1284,25 @@ def test_no_fold_goes_on_from_a_network_that_met_what_it_judges(
 
     with pytest.raises(TrainingError, match=r"fold-0/bundle met .*, which this fold is to judge"):
         cross_validate(replace(former, out=tmp_path / "cv", init=former.out), 2)
+
+
+def test_a_fold_that_was_stopped_is_trained_anew_where_a_label_was_corrected(
+    manifest: Path, tmp_path: Path
+) -> None:
+    own = with_rows(manifest, tmp_path / "own.csv", lambda row: row)
+    settings = settings_for(own, tmp_path / "cv", steps=2, batch=2, evaluate_every=1, consistency=False)
+    steps: list[int] = []
+
+    def stop(step: int, *_: object) -> None:
+        if step == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        cross_validate(settings, 2, stop)
+    with_rows(own, own, lambda row: row | {"beat": str(1 - int(row["beat"]))})
+    cross_validate(settings, 2, lambda step, *_: steps.append(step))
+
+    assert steps == [1, 2, 1, 2]
 
 
 def test_a_fold_that_was_stopped_goes_on_from_its_checkpoint(manifest: Path, tmp_path: Path) -> None:
