@@ -272,7 +272,6 @@ def test_pieces_are_written_as_a_manifest_that_training_reads(tmp_path: Path) ->
     writer = Writer(tmp_path)
     writer.add(noise_piece(0, random.Random(1)))
     writer.add(Piece("silence", "none", "nothing", np.zeros(PIECE, np.float32), {}))
-    writer.handle.close()
 
     (clip,) = read_manifest(tmp_path / "clips.csv", TAGS)
 
