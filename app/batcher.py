@@ -30,6 +30,8 @@ DEATHS_WINDOW_S: Final = 300.0
 MOST_FAILURES: Final = 16
 """Forward passes in a row. No clip makes one fail: after so many it is the device that does nothing more."""
 RATE_BATCHES: Final = 64
+RATE_CLIPS: Final = 64
+"""Of so many clips the mean length tells how much work one is of which nothing is known yet."""
 MAX_RETRY_AFTER_S: Final = 3600
 
 
@@ -69,8 +71,8 @@ class Lane:
     reserved: int
     is_live: bool = False
     """Whether it need not wait for its turn: somebody is listening."""
-    beyond: int = 0
-    """Segments that will come beside those that are reserved, as far as is known."""
+    expected: int | None = None
+    """Segments that are still to be done; none: nobody knows yet."""
     items: deque[_Item] = field(default_factory=deque)
     taken: int = 0
     """Segments of this turn that the device has had."""
@@ -147,7 +149,9 @@ class Batcher:
         self._turn = 0
         self._waiting = 0
         self._reserved = 0
-        self._beyond = 0
+        self._expected = 0
+        self._unknown: set[Lane] = set()
+        self._lengths: deque[int] = deque(maxlen=RATE_CLIPS)
         self._busy_since = 0.0
         self._finished = 0.0
         self._pace: deque[tuple[int, float]] = deque(maxlen=RATE_BATCHES)
@@ -168,6 +172,7 @@ class Batcher:
             if not (live or self.has_room(segments)):
                 raise QueueFullError(f"{self._reserved} of {self._queue_segments} segments are taken")
             self._reserve(lane, segments)
+            self._unknown.add(lane)
         return lane
 
     def has_room(self, segments: int) -> bool:
@@ -195,12 +200,18 @@ class Batcher:
     def expect(self, lane: Lane, segments: int) -> None:
         """See Lane.expect."""
         with self._changed:
-            self._expect(lane, segments)
+            if lane in self._unknown:
+                self._unknown.discard(lane)
+                self._lengths.append(min(segments, lane.reserved))
+            self._expected += segments - (lane.expected or 0)
+            lane.expected = segments
 
     def leave(self, lane: Lane) -> None:
         """See Lane.release."""
         with self._changed:
-            self._expect(lane, 0)
+            self._unknown.discard(lane)
+            self._expected -= lane.expected or 0
+            lane.expected = 0
             self._reserve(lane, 0)
             self._waiting -= len(lane.items)
             if lane.items:
@@ -218,11 +229,6 @@ class Batcher:
         self._reserved += segments - lane.reserved
         lane.reserved = segments
 
-    def _expect(self, lane: Lane, segments: int) -> None:
-        beyond = max(segments - lane.reserved, 0)
-        self._beyond += beyond - lane.beyond
-        lane.beyond = beyond
-
     # What can be seen from outside
 
     @property
@@ -236,9 +242,13 @@ class Batcher:
         return self._reserved
 
     @property
-    def expected(self) -> int:
-        """Segments that admitted clips are still to take the device, as far as is known."""
-        return self._reserved + self._beyond
+    def expected(self) -> float:
+        """Segments that admitted clips are still to take the device, as far as is known.
+
+        One whose length is not known yet counts as the mean of the last ones, and as its room at most.
+        """
+        usual = sum(self._lengths) / len(self._lengths) if self._lengths else math.inf
+        return self._expected + sum(min(lane.reserved, usual) for lane in self._unknown)
 
     @property
     def alive(self) -> bool:
@@ -401,11 +411,13 @@ class Batcher:
         batch, worker.batch = worker.batch, []
         now = time.monotonic()
         self._deaths.append(now)
-        if len(self._deaths) == self._max_deaths and now - self._deaths[0] < DEATHS_WINDOW_S:
-            self._give_up()
-        else:
-            self.start()
-        _fail(batch, cause)
+        try:
+            if len(self._deaths) == self._max_deaths and now - self._deaths[0] < DEATHS_WINDOW_S:
+                self._give_up()
+            else:
+                self.start()
+        finally:  # no thread may be left to start
+            _fail(batch, cause)
 
 
 def _fail(batch: list[_Item], cause: BaseException) -> None:

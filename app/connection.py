@@ -12,9 +12,11 @@ from typing import Final, cast
 
 import httptools
 from fastapi import FastAPI
+from starlette.types import Scope
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from app.context import request_id_of
 from app.logs import logger
 from app.problems import MEDIA_TYPE, PROBLEMS, problem_of
 
@@ -93,6 +95,8 @@ class Connection(HttpToolsProtocol):
                     pieces = [memoryview(piece)[upgrade.args[0] :], self._head_without_offer()]
                     self.parser = httptools.HttpRequestParser(self)
                     self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+                elif not self._deaf and self._unanswered():
+                    self._hear_no_more()  # the answer under way would never learn what becomes of the client
                 elif not self._deaf and self._should_upgrade():
                     self.handle_websocket_upgrade()
             except httptools.HttpParserError:
@@ -180,9 +184,14 @@ class Connection(HttpToolsProtocol):
             self._stop_hanging_up()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what cannot be parsed."""
+        """Refuse what cannot be parsed; what is under way is refused with it, and counted by itself."""
+        counted_as = None
+        if self._running is not None and self._unanswered():
+            state = self._running.scope["state"]
+            counted_as = state.setdefault("request_id", request_id_of(cast(Scope, self._running.scope)))
+            state["outcome"] = "bad-request"
         self._leave_running()
-        refuse_unreadable(self.transport, cast(FastAPI, self.config.app), msg)
+        refuse_unreadable(self.transport, cast(FastAPI, self.config.app), msg, counted_as)
         self._close_in_time()
 
     def handle_websocket_upgrade(self) -> None:
@@ -195,12 +204,12 @@ class Connection(HttpToolsProtocol):
     async def _discard(self, declared: int, seconds: float) -> None:
         """Take what still comes, unread, until it is as much as was declared, or the client hangs up.
 
-        Where nothing was declared, no number of bytes is enough: to close while one is on its way would reset
-        the connection, and the client would lose its answer.
+        Where nothing was declared, no number of bytes is enough, only the end: to close while one is on its
+        way would reset the connection, and the client would lose its answer.
         """
         self._enough, self._declared = asyncio.Event(), declared
         self.flow.resume_reading()
-        if not self._has_all_declared():
+        if self.cycle.more_body and not self._has_all_declared():
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
                     await self._enough.wait()
@@ -266,15 +275,22 @@ class Connection(HttpToolsProtocol):
             self._close_in_time()
 
 
-def refuse_unreadable(transport: asyncio.Transport, app: FastAPI, detail: str) -> None:
-    """Answer what no application sees with a problem, log and count it, and close."""
-    request_id = uuid.uuid4().hex
+def refuse_unreadable(
+    transport: asyncio.Transport, app: FastAPI, detail: str, counted_as: str | None = None
+) -> None:
+    """Answer what no application sees with a problem, log and count it, and close.
+
+    `counted_as`: the id of a request that an application has begun to see, and logs and counts.
+    """
+    request_id = counted_as or uuid.uuid4().hex
     problem = problem_of("bad-request", detail, PROBLEMS["bad-request"].hint, f"#{request_id}")
     body = problem.model_dump_json().encode()
     head = b"content-type: %s\r\nx-request-id: %s\r\ncontent-length: %d\r\nconnection: close\r\n\r\n"
     head %= (MEDIA_TYPE.encode(), request_id.encode(), len(body))
     transport.write(STATUS_LINE[400] + head + body)
     transport.close()
+    if counted_as:
+        return
     app.state.tagger_service.metrics.requests.labels("unmatched", "bad-request").inc()
     line = {"operation": "unmatched", "status": 400, "outcome": "bad-request"}
     logger.info("request", extra={"request_id": request_id, **line})

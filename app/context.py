@@ -41,7 +41,7 @@ class RequestContext:
         started = time.monotonic()
         state = scope.setdefault("state", {})
         state["started"] = started
-        state["request_id"] = request_id_of(scope)
+        state.setdefault("request_id", request_id_of(scope))
         if scope["type"] == "websocket":
             await self._stream(scope, receive, send)
             return
@@ -49,7 +49,7 @@ class RequestContext:
         try:
             await self._app(scope, receive, answer.send)
         except ClientDisconnect:
-            state["outcome"] = "disconnected"
+            state.setdefault("outcome", "disconnected")
         except Exception as error:
             problem = log_unexpected(error, state["request_id"])
             state["outcome"] = problem.slug

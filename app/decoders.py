@@ -13,8 +13,9 @@ import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import BinaryIO, Final, cast
@@ -90,7 +91,13 @@ class _Process:
             raise self._bury(error) from error
 
     def ping(self) -> None:
-        """Await that the process is there. Raises DecoderDiedError."""
+        """Await that the process is there, or one that replaces it. Raises DecoderDiedError."""
+        with suppress(DecoderDiedError):  # the system may be slow at first
+            self._ping()
+            return
+        self._ping()
+
+    def _ping(self) -> None:
         self.send(Ping())
         self.answer()
 
@@ -113,7 +120,7 @@ class _Process:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, _closed_if_it_fails(ours):
             self._child = subprocess.Popen(  # noqa: S603 - this very program
                 # -P: a folder `app` where the service is started is another's.
                 [sys.executable, "-P", "-m", "app.decoder_process", str(theirs.fileno())],
@@ -127,18 +134,31 @@ class _Process:
         self.life += 1
 
     def _bury(self, why: Exception) -> DecoderDiedError:
+        """Replace the process. Raises ProblemError if no file is left for it: the next clip tries again."""
+        died_now = not self._connection.closed
         self._child.kill()
         self._end()
         if not self._stopped:
-            extra = {"why": repr(why), "exit_code": self._child.returncode}
-            logger.error("a decoder died and is replaced", extra=extra)
-            self._on_death()
-            self._start()
+            if died_now:
+                extra = {"why": repr(why), "exit_code": self._child.returncode}
+                logger.error("a decoder died and is replaced", extra=extra)
+                self._on_death()
+            with refused_if_no_file_is_left():
+                self._start()
         return DecoderDiedError()
 
     def _end(self) -> None:
         self._child.wait()
         self._connection.close()
+
+
+@contextmanager
+def _closed_if_it_fails(opened: socket.socket) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        opened.close()
+        raise
 
 
 def _environment() -> dict[str, str]:

@@ -203,14 +203,14 @@ class Pipeline:
     async def _embed_all(self, decoding: Decoding, lane: Lane, work: Work) -> AudioInfo:
         while not decoding.ended:
             segments = await self._decode_turn(decoding, work)
-            lane.expect(self._segments_of(decoding) - len(work.rows))
+            lane.expect(max(self._segments_of(decoding) - len(work.rows), len(work.pending) + len(segments)))
             for segment in segments:
                 if len(work.pending) >= self._settings.clip_segments:
                     await self._collect(work)
                 work.pending.append(lane.submit(segment))
-        lane.expect(0)
         while work.pending:
             lane.resize(len(work.pending))
+            lane.expect(len(work.pending))
             await self._collect(work)
         assert decoding.info is not None  # noqa: S101 - known since the first turn
         return decoding.info

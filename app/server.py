@@ -81,7 +81,7 @@ class Server(uvicorn.Server):
             return True
         if self._state.failed or waited > settings.grace_s:
             self._state.end_grace()
-            return True
+            return self._state.failed or waited >= settings.drain_delay_s
         return self._state.admitted == 0 and waited >= settings.drain_delay_s
 
 

@@ -5,6 +5,7 @@ Starlette's own form parser spools files to disk; here a clip is only ever held 
 decoder's process can read it, too.
 """
 
+import asyncio
 import os
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -22,6 +23,10 @@ FIELD: Final = b"file"
 FORM: Final = b"multipart/form-data"
 MOST_OTHER_PARTS: Final = 100
 """Of a form, beside clips: each costs the event loop some microseconds, and 128 MB hold millions of them."""
+MOST_TYPE: Final = 1000
+"""Characters of a Content-Type: the time to parse one grows with their square."""
+PIECE: Final = 64 * 1024
+"""Bytes of a form that are parsed in a row: what looks much like its boundary takes long."""
 MOST_TEXT: Final = 200
 """Bytes of a field that may be a name typed in place of a file; no clip is as short."""
 RAW_TYPES: Final = ("audio/", "video/", "application/octet-stream", "application/ogg")
@@ -55,8 +60,7 @@ async def clip_of(request: Request) -> AsyncIterator[BinaryIO]:
 
     Raises ProblemError, ClientDisconnect.
     """
-    _refuse_compressed(request)
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    media_type, options = type_of(request)
     with ExitStack() as files:
         if media_type == FORM:
             hint = "Send one clip, or send them all to /v1/tags/batch."
@@ -75,8 +79,7 @@ async def clips_of(request: Request, most: int) -> AsyncIterator[list[BinaryIO]]
 
     Raises ProblemError, ClientDisconnect.
     """
-    _refuse_compressed(request)
-    media_type, options = parse_options_header(request.headers.get("content-type", ""))
+    media_type, options = type_of(request)
     if media_type != FORM:
         raise ProblemError(
             "media-type",
@@ -88,11 +91,16 @@ async def clips_of(request: Request, most: int) -> AsyncIterator[list[BinaryIO]]
         yield await _read_form(request, options.get(b"boundary", b""), files, most, too_many)
 
 
-def _refuse_compressed(request: Request) -> None:
+def type_of(request: Request) -> tuple[bytes, dict[bytes, bytes]]:
+    """The body's media type in lower case, and its options. Raises ProblemError."""
     coding = request.headers.get("content-encoding", "identity")
     if coding.lower() != "identity":
         detail = f"Content-Encoding is {coding[:100]}, which is not undone here."
         raise ProblemError("media-type", detail, hint="Send the clip as it is, without Content-Encoding.")
+    content_type = request.headers.get("content-type", "")
+    if len(content_type) > MOST_TYPE:
+        raise ProblemError("media-type", f"Content-Type has {len(content_type)} characters.")
+    return parse_options_header(content_type)
 
 
 async def read_raw(request: Request, files: ExitStack) -> BinaryIO:
@@ -112,7 +120,9 @@ async def _read_form(
     try:
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         async for chunk in request.stream():
-            parser.write(chunk)
+            for start in range(0, len(chunk), PIECE):
+                parser.write(chunk[start : start + PIECE])
+                await asyncio.sleep(0)  # others have their turn
         parser.finalize()
     except FormParserError as error:
         raise ProblemError("malformed-multipart", f"The form cannot be parsed: {error}.") from error

@@ -12,7 +12,6 @@ from typing import Annotated, Any, BinaryIO, Final
 
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import ValidationError
-from python_multipart.multipart import parse_options_header
 
 from app.admission import attend
 from app.problems import ProblemError, from_validation, responses_for
@@ -27,7 +26,7 @@ from app.routes.tags import (
 )
 from app.schemas import Label, LabelParameters, LabelQuery, LabelRequest, TagQuery
 from app.state import State, WithState
-from app.uploads import clip_of, memory_file, read_raw
+from app.uploads import clip_of, memory_file, read_raw, type_of
 
 router = APIRouter(tags=["tags"])
 
@@ -81,7 +80,7 @@ async def classify(
 async def _clip_and_parameters(
     request: Request, state: State
 ) -> AsyncIterator[tuple[BinaryIO, LabelParameters]]:
-    if parse_options_header(request.headers.get("content-type", ""))[0] != b"application/json":
+    if type_of(request)[0] != b"application/json":
         async with clip_of(request) as clip:
             yield clip, LabelParameters()
         return
@@ -97,9 +96,13 @@ async def _clip_and_parameters(
 async def _turn(request: Request, state: State) -> AsyncIterator[None]:
     """One body after the other, as a clip in JSON takes four times the bytes that are counted."""
     try:
-        async with asyncio.timeout_at(request.state.deadline):
-            await state.one_json_body.acquire()
+        async with asyncio.timeout_at(request.state.deadline) as timeout:
+            with state.cut_short(timeout):
+                await state.one_json_body.acquire()
     except TimeoutError:
+        if state.out_of_time.is_set():
+            detail = "The service stopped before the body was parsed."
+            raise ProblemError("draining", detail, retry_after_s=1) from None
         detail = "The body had not been parsed when the request's deadline passed."
         raise ProblemError("late-in-queue", detail, retry_after_s=state.retry_after_s()) from None
     try:

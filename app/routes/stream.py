@@ -51,8 +51,8 @@ async def stream(websocket: WebSocket) -> None:
     if refusal := origin_problem(websocket, state.settings):
         await websocket.send_denial_response(response_of(refusal, websocket.scope))
         return
-    await websocket.accept()
     try:
+        await websocket.accept()
         await websocket.close(await _serve(websocket, state))
     except WebSocketDisconnect:
         websocket.scope["state"]["outcome"] = "disconnected"

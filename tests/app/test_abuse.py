@@ -46,11 +46,19 @@ def grew(before: Footprint, after: Footprint) -> bool:
     return after.threads > before.threads or after.files > before.files
 
 
+def script_of(server: Process) -> str:
+    """A path with 1 MB behind it."""
+    found = re.search(r"/static-offline-docs/[\w.-]+\.js", server.get("/docs").text)
+    assert found is not None
+    return found[0]
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[Process]:
     with server_process(max_upload_mb=16, upload_idle_s=1, max_audio_s=60, keep_alive_s=2) as process:
         with ThreadPoolExecutor(8) as clients:  # until each decoder's thread was started
             assert all(map(scores, clients.map(process.post, [tune(10)] * 16)))
+            assert all(clients.map(process.get, [script_of(process)] * 16))  # and each that reads files
         yield process
 
 
@@ -295,6 +303,74 @@ def test_a_stream_s_opening_that_cannot_be_read_is_refused(server: Process, head
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400")
     assert json.loads(body)["type"] == "/problems/bad-request"
+
+
+@pytest.mark.parametrize("lacking", ["Sec-WebSocket-Version", "Sec-WebSocket-Key"])
+def test_a_stream_s_opening_that_is_none_gets_a_problem_and_is_counted(server: Process, lacking: str) -> None:
+    lines = [line for line in OPENING if not line.startswith(lacking)]
+    say(server, "\r\n".join([*lines, "", ""]).encode())
+    before = server.metric('music_tagger_requests_total{operation="unmatched",outcome="bad-request"}')
+
+    answer = say(server, "\r\n".join([*lines, "", ""]).encode())
+
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400")
+    assert lacking in json.loads(body)["detail"]
+    after = server.metric('music_tagger_requests_total{operation="unmatched",outcome="bad-request"}')
+    assert after == before + 1
+
+
+def test_a_stream_that_is_opened_behind_an_answer_under_way_leaves_nothing_behind(server: Process) -> None:
+    for _ in range(3):
+        with socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)  # so that it takes a while
+            line.connect(("127.0.0.1", int(server.url.rpartition(":")[2])))
+            for _ in range(2):
+                line.sendall(f"GET {script_of(server)} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+                time.sleep(0.2)
+            line.sendall("\r\n".join([*OPENING, "", ""]).encode())
+            time.sleep(0.2)
+
+
+def test_a_chunk_that_is_none_ends_its_request_which_is_counted_once(server: Process) -> None:
+    def counts() -> dict[str, str]:
+        lines = server.get("/metrics").text.splitlines()
+        return dict(line.rsplit(" ", 1) for line in lines if line.startswith("music_tagger_requests_total"))
+
+    torn = post("Transfer-Encoding: chunked", "X-Request-ID: torn", body=b"3\r\nabc\r\nZZ\r\n")
+    say(server, torn)
+    before = counts()
+
+    answer = say(server, torn)
+
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"x-request-id: torn\r\n" in answer
+    counted = 'music_tagger_requests_total{operation="POST /v1/tags",outcome="bad-request"}'
+    changed = {name for name, count in counts().items() if before.get(name) != count}
+    assert counted in changed
+    assert all("POST /v1/tags" in name or "GET" in name for name in changed)
+
+
+def test_a_chunked_body_that_is_refused_when_it_has_come_is_not_waited_for(server: Process) -> None:
+    started = time.monotonic()
+
+    answer = say(
+        server, post("Transfer-Encoding: chunked", "Content-Type: text/plain", body=b"1\r\na\r\n0\r\n\r\n")
+    )
+
+    assert answer.startswith(b"HTTP/1.1 415")
+    assert time.monotonic() - started < LINGER_S
+
+
+def test_a_content_type_that_would_take_long_to_parse_is_refused(server: Process) -> None:
+    answer = say(server, post("Content-Length: 0", f"Content-Type: multipart/form-data{';' * 50_000}"))
+
+    assert answer.startswith(b"HTTP/1.1 415")
+    assert b"Content-Type has 50019 characters" in answer
+
+
+def test_a_query_of_many_parameters_is_refused_whatever_is_asked_for(server: Process) -> None:
+    assert server.get(f"/health/live?{'&'.join('a' * 33)}").status_code == 422
 
 
 def test_a_connection_is_kept_for_the_next_request_and_closed_when_none_comes(server: Process) -> None:

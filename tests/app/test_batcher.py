@@ -300,18 +300,38 @@ def test_room_that_is_not_needed_is_given_back(batcher: Batcher) -> None:
 
 def test_what_is_known_to_come_counts_as_work_but_takes_no_room(batcher: Batcher) -> None:
     song, clip = batcher.admit(8), batcher.admit(8)
+    assert (batcher.expected, batcher.reserved) == (16, 16)
 
     song.expect(100)
-    clip.expect(3)  # fewer than its room: it may prove longer than it says
-    assert (batcher.expected, batcher.reserved) == (108, 16)
+    clip.expect(3)
+    assert (batcher.expected, batcher.reserved) == (103, 16)
 
     song.expect(50)
-    assert batcher.expected == 58
+    assert batcher.expected == 53
     song.release()
     clip.resize(2)
-    assert (batcher.expected, batcher.reserved) == (2, 2)
+    assert (batcher.expected, batcher.reserved) == (3, 2)
     clip.release()
     assert (batcher.expected, batcher.reserved) == (0, 0)
+
+
+def test_a_clip_of_which_nothing_is_known_counts_as_the_last_ones_did_and_as_its_room_at_most(
+    batcher: Batcher,
+) -> None:
+    for segments in (1, 3):
+        short = batcher.admit(8)
+        short.expect(segments)
+        short.release()
+
+    unknown = [batcher.admit(8), batcher.admit(1)]
+    assert batcher.expected == 2 + 1
+
+    song = batcher.admit(8)
+    song.expect(80)  # counts as 8 in the mean: no clip takes more room
+    assert batcher.expected == 80 + 4 + 1
+    for lane in (song, *unknown):
+        lane.release()
+    assert batcher.expected == 0
 
 
 def test_retry_after_follows_the_measured_rate(batcher: Batcher, device: Device) -> None:

@@ -1,6 +1,7 @@
 """Decoders in processes of their own: what they hand over, and what happens when one dies."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from app.decoder_process import ReaderOptions
 from app.decoders import Decoders, Decoding
+from app.problems import ProblemError
 from app.uploads import memory_file
 from model.audio import AudioError, AudioTooShortError, NotAudioError, UndecodableAudioError, read_audio
 from model.network import SEGMENT_SAMPLES
@@ -200,6 +202,36 @@ def test_a_decoder_that_does_not_answer_is_replaced(two_decoders: Decoders, deat
 
     assert deaths == [1]
     assert len(segments) == 2
+
+
+def test_one_that_does_not_answer_at_the_start_is_replaced_and_asked_again(
+    two_decoders: Decoders, deaths: list[int]
+) -> None:
+    os.kill(pids()[0], signal.SIGSTOP)
+
+    for there in two_decoders.ping():
+        there.result(timeout=60)
+
+    assert deaths == [1]
+
+
+def test_a_decoder_that_dies_while_no_file_is_left_is_replaced_when_there_is_one(
+    decoders: Decoders, deaths: list[int]
+) -> None:
+    with decoding(decoders, tune(10)) as clip, decoding(decoders, tune(10)) as other:
+        assert len(take(clip, 1)) == 1
+        os.kill(pids()[0], signal.SIGKILL)
+        before = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+            for refused in (clip, other):
+                with pytest.raises(ProblemError, match="files"):
+                    take(refused, 1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+        assert len(rest(clip)) == 1
+        assert deaths == [1]
 
 
 def test_a_decoder_that_is_stuck_in_a_clip_that_was_given_up_gets_no_other(

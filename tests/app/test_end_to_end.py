@@ -173,6 +173,21 @@ def test_sigterm_finishes_what_was_admitted_and_exits_with_0() -> None:
         assert exit_code == [0]
 
 
+def test_readiness_answers_for_the_drain_delay_also_where_there_is_no_grace() -> None:
+    with server_process(grace_s=0, drain_delay_s=2) as server, ThreadPoolExecutor(1) as operator:
+        stopped = operator.submit(server.stop)
+        told = time.monotonic()
+        answers = []
+        with suppress(httpx.TransportError):  # the port is closed at last
+            while True:
+                answers.append(server.get("/health/ready").status_code)
+                time.sleep(0.02)
+
+        assert answers[-1] == 503
+        assert time.monotonic() - told > 1.5
+        assert stopped.result() == 0
+
+
 def test_work_beyond_the_grace_time_is_cut_off_with_a_problem() -> None:
     program = ["-c", STUCK]
     with server_process(program, grace_s=1, drain_delay_s=0) as server, ThreadPoolExecutor(1) as client:

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from app.routes.huggingface import PIECE
 from model.tagger import Tagger
-from tests.app.service import Process, Service, check_problem, server_process, tune
+from tests.app.service import Process, Service, check_problem, server_process, serving, tune, until
 
 CLIP = Path(__file__).parents[1] / "clips" / "sung_pop.opus"
 URL = "/hf/audio-classification"
@@ -95,6 +95,18 @@ async def test_the_wait_for_another_body_ends_with_the_deadline(service: Service
     assert (await service.client.post(URL, json={"inputs": GOOD})).is_success
 
 
+@pytest.mark.anyio
+async def test_the_wait_for_another_body_ends_with_the_grace_time(tagger: Tagger) -> None:
+    async with serving(tagger) as service, service.state.one_json_body:
+        waiting = asyncio.ensure_future(service.client.post(URL, json={"inputs": GOOD}))
+        await until(lambda: service.state.admitted == 1)
+        await asyncio.sleep(0.1)  # its body has come
+
+        service.state.end_grace()
+
+        check_problem(await waiting, 503, "draining")
+
+
 GOOD = base64.b64encode(tune(2)).decode()
 
 
@@ -138,6 +150,16 @@ GOOD = base64.b64encode(tune(2)).decode()
             "many more values",
         ),
         ("", {"content": b""}, 400, "empty-clip", "empty"),
+        (
+            "",
+            {
+                "content": b"zipped",
+                "headers": {"Content-Type": "application/json", "Content-Encoding": "gzip"},
+            },
+            415,
+            "media-type",
+            "Content-Encoding is gzip",
+        ),
     ],
 )
 async def test_what_cannot_be_done_is_named(

@@ -14,12 +14,15 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from app.listener import Pipe
 from app.problems import PROBLEMS
 from app.schemas import StreamFinal, StreamProblem, StreamWindow
+from app.stream_connection import StreamConnection
 from tests.app.service import PATIENCE_S, RATE, Process, server_process, tune
 from tests.encoding import ENCODINGS, decode, encode
 
@@ -360,6 +363,41 @@ def test_who_pings_and_takes_no_answer_is_held_off_then_hung_up_on(server: Proce
             line.sendall(pings * 20)  # 26 MB, more than the system holds of both ways
 
     assert time.monotonic() - started < PATIENCE_S / 2
+
+
+@pytest.mark.parametrize("messages", [1, 1000], ids=["closed behind", "written to for ever"])
+async def test_a_stream_whose_client_takes_nothing_is_hung_up_on_whatever_the_application_does(
+    monkeypatch: pytest.MonkeyPatch, messages: int
+) -> None:
+    monkeypatch.setattr("app.stream_connection.SEND_S", 0.5)
+    ended = asyncio.Event()
+
+    async def tell(_scope: Any, _receive: Any, send: Any) -> None:  # noqa: ANN401 - as ASGI has it
+        try:
+            await send({"type": "websocket.accept"})
+            for _ in range(messages):
+                await send({"type": "websocket.send", "bytes": bytes(16_000_000)})
+            await send({"type": "websocket.close"})
+        finally:
+            ended.set()
+
+    def made() -> StreamConnection:
+        return StreamConnection(config=config, server_state=ServerState(), app_state={})
+
+    config = Config(tell, log_config=None, ws_per_message_deflate=False)
+    config.load()
+    listening = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
+    with sockets.create_connection(listening.sockets[0].getsockname(), PATIENCE_S) as line:
+        await asyncio.get_running_loop().sock_sendall(unblocking(line), UPGRADE)
+        await asyncio.wait_for(ended.wait(), PATIENCE_S)
+
+    listening.close()
+    await listening.wait_closed()
+
+
+def unblocking(line: sockets.socket) -> sockets.socket:
+    line.setblocking(False)
+    return line
 
 
 async def test_who_pings_and_takes_the_answers_goes_on(server: Process) -> None:
