@@ -665,6 +665,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         _refuse(f"{folder}: cannot be made ({error.strerror}); name another folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        _refuse(f"{folder}: nothing may be written there; name another folder")
 
 
 @contextmanager

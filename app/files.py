@@ -81,6 +81,11 @@ def stamp_of(path: Path) -> Stamp:
     return Stamp(found.st_size, found.st_mtime)
 
 
+def unreadable_stamp_of(path: Path) -> Stamp:
+    """Of a file that cannot be read: another one when somebody changes who may. Raises OSError."""
+    return Stamp(-1, path.stat().st_ctime)
+
+
 def key_of(path: str | Path) -> str:
     """The same for one file, however its path is typed."""
     return os.path.abspath(path)  # noqa: PTH100 - resolve() would follow links, which are files of their own
@@ -149,34 +154,39 @@ def arrivals(
 ) -> Iterator[list[Path]]:
     """Wait for files that are not in `seen` as they are now; yields them as soon as they are whole.
 
+    It yields no files where a folder has gone or is back: what lies in it may be had no more, or again.
     Whoever takes them notes them in `seen`. An event only tells that something changed; what it was, the
     folders tell: systems differ in how they name it.
     """
     waiting: dict[Path, tuple[Stamp, float]] = {}
+    identities = [_identity(folder) for folder in folders]
     for has_changed in _ticks(folders):
         if not (has_changed or waiting):
             continue
         new: dict[Path, tuple[Stamp, float]] = {}
-        for path in (path for folder in folders for path in files_below(folder, leave_out)):
+        for path in walk(folders, leave_out, may_be_empty=True):
             with suppress(OSError):  # gone again
                 stamp = stamp_of(path)
-                if seen.get(key_of(path)) != stamp:
+                if seen.get(key_of(path)) not in (stamp, unreadable_stamp_of(path)):
                     known, since_s = waiting.get(path, (stamp, time.monotonic()))
                     new[path] = (stamp, since_s if known == stamp else time.monotonic())
         settled = time.monotonic() - SETTLED_S
         whole = [path for path, (_, since_s) in new.items() if since_s <= settled]
         waiting = {path: state for path, state in new.items() if state[1] > settled}
-        if whole:
+        former, identities = identities, [_identity(folder) for folder in folders]
+        if whole or identities != former:
             yield whole
 
 
 def _ticks(folders: Sequence[Path]) -> Iterator[bool]:
     """Tell every `TICK_MS` whether something may have changed in the folders.
 
-    A folder that is taken away takes its watch along, so one that comes back is watched anew.
+    A folder that is taken away takes its watch along, so one that comes back is watched anew. Where the
+    system watches no more folders, they are looked at instead.
     """
     from watchfiles import watch
 
+    looks = False
     while True:
         watched = {folder: identity for folder in folders if (identity := _identity(folder))}
         if not watched:
@@ -184,12 +194,25 @@ def _ticks(folders: Sequence[Path]) -> Iterator[bool]:
             time.sleep(TICK_MS / 1000)
             continue
         has_begun = False
-        with suppress(FileNotFoundError):  # gone since
-            for changes in watch(*watched, watch_filter=None, rust_timeout=TICK_MS, yield_on_timeout=True):
+        try:
+            for changes in watch(
+                *watched,
+                watch_filter=None,
+                rust_timeout=TICK_MS,
+                yield_on_timeout=True,
+                force_polling=looks,
+                ignore_permission_denied=True,
+            ):
                 if any(_identity(folder) != watched.get(folder) for folder in folders):
                     break
                 yield bool(changes) or not has_begun  # what came before the watch began has no event
                 has_begun = True
+        except FileNotFoundError:
+            pass  # gone since
+        except OSError:
+            if looks:
+                raise
+            looks = True
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -1,12 +1,13 @@
 """A run over a music library: what is new is tagged, told, and led on into metadata and playlists."""
 
+import os
 from collections.abc import Callable, Container, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from app.files import Stamp, arrivals, key_of, stamp_of
+from app.files import Stamp, arrivals, key_of, stamp_of, unreadable_stamp_of
 from app.output import CsvWriter, Earlier, Failed, Heard, LinesWriter, Outcome, Writer
 from app.playlist import Condition, write_playlist
 from app.prefetch import Listening, listen
@@ -100,7 +101,7 @@ class Library:
             self._fail(outcome.path, f"{outcome.detail} {outcome.hint}")
             self._heard.pop(key_of(outcome.path), None)
             with suppress(OSError):
-                self._seen[key_of(outcome.path)] = outcome.stamp or stamp_of(Path(outcome.path))
+                self._seen[key_of(outcome.path)] = outcome.stamp or unreadable_stamp_of(Path(outcome.path))
         else:
             self._seen[key_of(outcome.path)] = outcome.stamp
             if self._take_in(outcome.heard):
@@ -135,7 +136,7 @@ class Library:
         songs = [
             heard
             for _, heard in sorted(self._heard.items())
-            if self._playlist.condition(heard) and Path(heard.path).exists()
+            if self._playlist.condition(heard) and os.path.exists(heard.path)  # noqa: PTH110 - which may raise
         ]
         try:
             left_out = write_playlist(self._playlist.path, songs)

@@ -110,7 +110,7 @@ class MetadataWriter:
             with replacing(path) as scratch:
                 _change_copy(path, scratch, wanted)
                 _check_values(scratch, wanted)
-                _check_unchanged(path, stamp)
+                _check_unchanged(path, stamp, scratch)
                 # Only now, as undo must find no change that could not be made.
                 note = {"path": str(path.absolute()), "before": before, "had_metadata": metadata.is_there}
                 self._note(note)
@@ -144,9 +144,12 @@ def _change_copy(path: Path, scratch: Path, values: Values, *, had_metadata: boo
         raise MetadataError("its metadata cannot be changed: its sound would not stay as it is")
 
 
-def _check_unchanged(path: Path, stamp: Stamp) -> None:
-    """Raise MetadataError if another program changed the file meanwhile, or still may."""
-    if stamp_of(path) != stamp or is_open_for_writing(path):
+def _check_unchanged(path: Path, stamp: Stamp, idle: Path) -> None:
+    """Raise MetadataError if another program changed the file meanwhile, or still may.
+
+    `idle`: a file beside it that nobody writes; where that seems to be written, too, the system cannot tell.
+    """
+    if stamp_of(path) != stamp or (is_open_for_writing(path) and not is_open_for_writing(idle)):
         raise MetadataError("it is being changed by another program; run the command again later")
 
 
@@ -162,14 +165,26 @@ def undo(notes: Path) -> Iterator[tuple[Path, MetadataError | None]]:
         raise _no_undo_file(notes)
     for path, before, had_metadata in reversed(changes):
         try:
-            with _failures(), replacing(path) as scratch:
-                stamp = stamp_of(path)
-                _change_copy(path, scratch, before, had_metadata=had_metadata)
-                _check_unchanged(path, stamp)
+            with _failures():
+                if not _is_restored(path, before, had_metadata=had_metadata):
+                    _restore(path, before, had_metadata=had_metadata)
         except MetadataError as error:
             yield path, error
         else:
             yield path, None
+
+
+def _is_restored(path: Path, before: Values, *, had_metadata: bool) -> bool:
+    metadata = open_metadata(path)
+    is_same = all(metadata.get(field) == values for field, values in before.items())
+    return is_same and (had_metadata or not metadata.is_there)
+
+
+def _restore(path: Path, before: Values, *, had_metadata: bool) -> None:
+    with replacing(path) as scratch:
+        stamp = stamp_of(path)
+        _change_copy(path, scratch, before, had_metadata=had_metadata)
+        _check_unchanged(path, stamp, scratch)
 
 
 def check_notes(notes: Path) -> None:
@@ -288,9 +303,11 @@ class Id3Metadata:
 
     def __init__(self, path: Path, kind: type[MP3 | WAVE | AIFF]) -> None:
         self._path = path
-        # Untranslated, as mutagen would turn ID3v2.3 into 2.4 and rewrite years and genres on the way.
+        self._kind = kind
+        # Untranslated, as mutagen would turn ID3v2.3 into 2.4; and of frames only those of our kind are read:
+        # the others stay as they are, where it would drop a date in words, say, or one of two lyrics.
         # ID3v2.2 cannot be written, so that becomes 2.4.
-        file = kind(path, translate=False, load_v1=False)
+        file = kind(path, translate=False, load_v1=False, known_frames={TXXX.__name__: TXXX})
         if file.tags is not None and file.tags.version < (2, 3):
             file = kind(path, load_v1=False)
         self.is_there = file.tags is not None
@@ -324,7 +341,8 @@ class Id3Metadata:
     def remove_if_empty(self) -> None:
         """Remove the block if it holds no more than the ID3v1 does, nor says anything else."""
         short = {frame.HashKey: frame for frame in (ParseID3v1(self._v1()) or {}).values()}
-        if all(short.get(frame.HashKey) == frame for frame in self._tags.values()):
+        tags = self._kind(self._path, translate=False, load_v1=False).tags
+        if not tags.unknown_frames and all(short.get(frame.HashKey) == frame for frame in tags.values()):
             v1 = {"delete_v1": False} if type(self._tags) is ID3 else {}
             self._tags.delete(self._path, **v1)
 
@@ -362,6 +380,12 @@ class _FileMetadata:
 
 class VorbisMetadata(_FileMetadata):
     """Vorbis comments, of FLAC and all that lies in Ogg."""
+
+    def __init__(self, file: FLAC | OggVorbis | OggOpus | OggFLAC | OggSpeex) -> None:
+        super().__init__(file)
+        # So mutagen shows bytes that are not UTF-8, and what has no name, and so it would write them.
+        if any("\ufffd" in value or re.fullmatch(r"unknown\d+", name) for name, value in file.tags):
+            raise MetadataError("some of its comments are damaged, and would be lost: mend them first")
 
     def get(self, field: str) -> list[str] | None:
         """All comments of this name."""

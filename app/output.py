@@ -4,6 +4,7 @@ JSON lines and CSV are written file by file, so that a run that was stopped can 
 is there. The others are one piece.
 """
 
+import codecs
 import csv
 import io
 import json
@@ -153,14 +154,16 @@ def writer_of(
     writer raises OutputError if it cannot write.
     """
     whole = _print if out is None else partial(_write, out)
+    in_ascii = out is None and codecs.lookup(sys.stdout.encoding or "ascii").name != "utf-8"
     if form is Format.JSONL:
-        return LinesWriter(_print if out is None else partial(_append, out), origin, windows=windows)
+        say = _print if out is None else partial(_append, out)
+        return LinesWriter(say, origin, windows=windows, in_ascii=in_ascii)
     if form is Format.CSV:
         has_header = out is not None and out.exists() and out.stat().st_size > 0
         say = _print if out is None else partial(_append, out)
         return CsvWriter(tags, say, origin, windows=windows, has_header=has_header)
     if form is Format.JSON:
-        return JsonWriter(whole, origin, windows=windows)
+        return JsonWriter(whole, origin, windows=windows, in_ascii=in_ascii)
     if form is Format.PARQUET:
         if out is None:
             raise OutputError("Parquet is no text to print: name its file with --out FILE.parquet")
@@ -238,9 +241,10 @@ def _earlier_of(
                 " name a new file with --out"
             )
         stamp = _stamp(row)
-        if stamp is None:
+        if stamp is None:  # it could not be read, which is the last word on it by now
+            earlier.pop(key_of(row["path"]), None)
             continue
-        heard = None if row.get("error") else _heard(out, row, tags, thresholds)
+        heard = None if row.get("error") else _heard(form, out, row, tags, thresholds)
         is_stale = heard is not None and row["present"] not in (list(heard.present), _joined(heard.present))
         # A clip's windows are written by hearing it alone.
         is_enough = not is_stale if form is Format.CSV else "windows" in row
@@ -259,14 +263,16 @@ def _stamp(row: Mapping[str, Any]) -> Stamp | None:
         return None
 
 
-def _heard(out: Path, row: Mapping[str, Any], tags: Sequence[str], thresholds: Mapping[str, float]) -> Heard:
+def _heard(
+    form: Format, out: Path, row: Mapping[str, Any], tags: Sequence[str], thresholds: Mapping[str, float]
+) -> Heard:
     # A row of JSON lines holds its scores and its length one level deeper than one of CSV.
-    scores = row.get("scores", row)
-    if set(tags) - set(scores) or ("scores" in row and len(scores) != len(tags)):
+    scores, audio = (row, row) if form is Format.CSV else (row["scores"], row["audio"])
+    if set(tags) - set(scores) or (form is not Format.CSV and len(scores) != len(tags)):
         raise OutputError(f"{out} holds scores of other tags: name a new file with --out")
     scores = {tag: float(scores[tag]) for tag in tags}
     present = tuple(tag for tag, score in scores.items() if score >= thresholds[tag])
-    return Heard(row["path"], scores, present, float(row.get("audio", row)["duration_s"]))
+    return Heard(row["path"], scores, present, float(audio["duration_s"]))
 
 
 def _begins_line(torn: str) -> bool:
@@ -321,8 +327,8 @@ def _csv_header(columns: Sequence[str]) -> str:
 class LinesWriter:
     """JSON lines: an object a file, written at once."""
 
-    def __init__(self, say: Say, origin: Origin, *, windows: bool) -> None:
-        self._say, self._origin, self._windows = say, origin, windows
+    def __init__(self, say: Say, origin: Origin, *, windows: bool, in_ascii: bool = False) -> None:
+        self._say, self._origin, self._windows, self._in_ascii = say, origin, windows, in_ascii
 
     def add(self, outcome: Outcome) -> None:
         """Write the line."""
@@ -336,14 +342,14 @@ class LinesWriter:
         """Nothing is left."""
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        self._say(json.dumps(row, ensure_ascii=False) + "\n")
+        self._say(json.dumps(row, ensure_ascii=self._in_ascii) + "\n")
 
 
 class JsonWriter:
     """One indented array of objects, a file each."""
 
-    def __init__(self, say: Say, origin: Origin, *, windows: bool) -> None:
-        self._say, self._origin, self._windows = say, origin, windows
+    def __init__(self, say: Say, origin: Origin, *, windows: bool, in_ascii: bool = False) -> None:
+        self._say, self._origin, self._windows, self._in_ascii = say, origin, windows, in_ascii
         self._objects: list[dict[str, Any]] = []
 
     def add(self, outcome: Outcome) -> None:
@@ -352,7 +358,7 @@ class JsonWriter:
 
     def close(self) -> None:
         """Write the array."""
-        self._say(json.dumps(self._objects, ensure_ascii=False, indent=2) + "\n")
+        self._say(json.dumps(self._objects, ensure_ascii=self._in_ascii, indent=2) + "\n")
 
 
 class CsvWriter:

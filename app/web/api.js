@@ -2,6 +2,7 @@
 
 const RETRIES = 4;
 const STALLED_MS = 60_000; // without a byte on its way: the line is dead, and nobody tells
+const ANSWER_MS = 900_000; // behind an upload: services wait for two minutes, unless they are told otherwise
 let key = "";
 try { key = sessionStorage.getItem("key") ?? ""; } catch { /* storage may be forbidden */ }
 
@@ -61,7 +62,8 @@ export function problemOf(error) {
 }
 
 export async function describeModel() {
-  const response = await fetch("v1/model", { headers: headers() }).catch(() => { throw unreachable(); });
+  const signal = AbortSignal.timeout(STALLED_MS);
+  const response = await fetch("v1/model", { headers: headers(), signal }).catch(() => { throw unreachable(); });
   const body = await response.json().catch(() => ({}));
   if (!response.ok || !body.tags) throw body.title ? new Problem(body) : answeredBy(response.status);
   return body;
@@ -110,10 +112,10 @@ function send(file, onStep, signal) {
     for (const [name, value] of Object.entries(headers())) request.setRequestHeader(name, value);
     request.setRequestHeader("Content-Type", "application/octet-stream");
     let stalled = 0;
-    const watch = () => { clearTimeout(stalled); stalled = setTimeout(() => { resolve({ status: 0, body: {} }); request.abort(); }, STALLED_MS); };
-    watch();
-    request.upload.onprogress = (event) => { watch(); onStep("uploading", event.loaded / Math.max(event.total, 1)); };
-    request.upload.onload = () => { clearTimeout(stalled); onStep("analysing"); };
+    const watch = (ms, status) => { clearTimeout(stalled); stalled = setTimeout(() => { resolve({ status, body: {} }); request.abort(); }, ms); };
+    watch(STALLED_MS, 0);
+    request.upload.onprogress = (event) => { watch(STALLED_MS, 0); onStep("uploading", event.loaded / Math.max(event.total, 1)); };
+    request.upload.onload = () => { watch(ANSWER_MS, 504); onStep("analysing"); };
     request.onloadend = () => clearTimeout(stalled);
     request.onload = () => {
       let body = {};

@@ -49,7 +49,8 @@ const isLive = () => shown?.phase === "live";
 
 const player = {
   time: () => (isLive() ? shown.live.seconds : audio.currentTime),
-  seek(seconds) { if (!isLive() && !byId("play").disabled) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); } },
+  canSeek: () => !isLive() && !byId("play").disabled,
+  seek(seconds) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); },
   play() { if (!isLive()) audio.play().catch(() => {}); },
   pause() { audio.pause(); },
   toggle() { if (audio.paused) player.play(); else player.pause(); },
@@ -364,10 +365,12 @@ function drawClock() {
   byId("play").setAttribute("aria-label", say(audio.paused ? "play" : "pause"));
 }
 
+let frame = 0;
 function follow() {
+  cancelAnimationFrame(frame); // each seek begins to follow, too
   timeline.moveTo(audio.currentTime);
   drawClock();
-  if (!audio.paused) requestAnimationFrame(follow);
+  if (!audio.paused) frame = requestAnimationFrame(follow);
 }
 
 // Keys, model, words and light
@@ -581,8 +584,9 @@ for (const button of document.querySelectorAll("[data-sample]")) {
   button.addEventListener("click", async () => {
     const name = `${button.dataset.sample}.opus`;
     const response = await fetch(`web/samples/${name}`).catch(() => null);
-    if (response?.ok) add([new File([await response.arrayBuffer()], name, { type: "audio/ogg" })]);
-    else failWithout(name, response ? answeredBy(response.status) : unreachable(), () => button.click());
+    const data = response?.ok ? await response.arrayBuffer().catch(() => null) : null;
+    if (data) add([new File([data], name, { type: "audio/ogg" })]);
+    else failWithout(name, response && !response.ok ? answeredBy(response.status) : unreachable(), () => button.click());
   });
 }
 for (const event of ["dragenter", "dragover"]) {

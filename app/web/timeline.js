@@ -12,7 +12,7 @@ export function clock(seconds) {
 }
 
 export class Timeline {
-  // `player`: {seek(seconds), play(), toggle(), time()}
+  // `player`: {canSeek(), seek(seconds), play(), toggle(), time()}
   constructor(player) {
     this.player = player;
     this.stage = document.getElementById("stage");
@@ -23,9 +23,10 @@ export class Timeline {
     this.cursor = document.getElementById("cursor");
     this.reading = document.getElementById("reading");
     this.clip = null;
+    this.at = 0; // where it is read: where the player is, or where keys went if that cannot seek
     this.stage.addEventListener("click", (event) => this.#playFrom(this.#timeAt(event)));
     this.stage.addEventListener("pointermove", (event) => this.#hover(event));
-    this.stage.addEventListener("pointerleave", () => { this.cursor.hidden = true; this.#read(this.player.time()); });
+    this.stage.addEventListener("pointerleave", () => { this.cursor.hidden = true; this.#read(this.at); });
     this.stage.addEventListener("keydown", (event) => this.#key(event));
     new ResizeObserver(() => this.draw()).observe(this.stage);
   }
@@ -38,8 +39,9 @@ export class Timeline {
       lane.textContent = lane.title = tagName(tag);
       return lane;
     }));
+    this.at = this.player.time();
     this.draw();
-    this.moveTo(this.player.time());
+    this.moveTo(this.at);
   }
 
   get seconds() { return Math.max(this.clip?.answer?.audio.duration_s ?? 0, 1e-3); }
@@ -65,7 +67,7 @@ export class Timeline {
     const style = getComputedStyle(document.documentElement);
     this.#drawWave(style.getPropertyValue("--wave"));
     this.#drawStrips(style);
-    this.moveTo(this.player.time());
+    this.moveTo(this.at);
   }
 
   #fit(canvas, height) {
@@ -123,6 +125,7 @@ export class Timeline {
 
   moveTo(seconds) {
     if (!this.clip?.answer) return;
+    this.at = seconds;
     this.playhead.style.transform = `translateX(${(Math.min(seconds / this.seconds, 1)) * this.stage.clientWidth}px)`;
     this.stage.setAttribute("aria-label", say("stage"));
     this.stage.setAttribute("aria-valuemax", String(Math.round(this.seconds)));
@@ -154,20 +157,25 @@ export class Timeline {
     this.#read(seconds);
   }
 
+  #go(seconds) {
+    if (this.player.canSeek()) this.player.seek(seconds);
+    else this.moveTo(seconds);
+  }
+
   #playFrom(seconds) {
-    this.player.seek(seconds);
+    this.#go(seconds);
     this.player.play();
   }
 
   #key(event) {
     if (event.altKey || event.ctrlKey || event.metaKey) return; // the browser's own
-    const now = this.player.time();
+    const now = this.at;
     const hop = this.seconds > 10 ? 5 : 1;
     const moves = {
       ArrowRight: now + hop, ArrowUp: now + hop, ArrowLeft: now - hop, ArrowDown: now - hop,
       PageUp: now + 6 * hop, PageDown: now - 6 * hop, Home: 0, End: this.seconds,
     };
-    if (event.key in moves) this.player.seek(Math.min(Math.max(moves[event.key], 0), this.seconds));
+    if (event.key in moves) this.#go(Math.min(Math.max(moves[event.key], 0), this.seconds));
     else if (event.key === "Enter") this.player.play();
     else if (event.key === " ") this.player.toggle();
     else return;

@@ -133,7 +133,10 @@ def read_predictions(path: Path, clips: Sequence[Clip], bundle: Bundle) -> Evalu
     except (csv.Error, UnicodeDecodeError) as error:
         raise ManifestError(f"{path}: is no CSV UTF-8 ({error}); save it as that") from error
     scores: dict[str, list[float]] = {}
+    wanted = {clip.id for clip in clips}
     for line, row in lines:
+        if row["id"] not in wanted:
+            continue
         if row["id"] in scores:
             raise ManifestError(f"{path}:{line}: the id {row['id']!r} stands twice; keep one row a clip")
         scores[row["id"]] = [_probability(path, line, tag, row[tag]) for tag in bundle.tags]

@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet
 import pytest
+import watchfiles
 from numpy.typing import NDArray
 
-from app.files import arrivals, files_below, stamp_of, unwritable, walk, write_whole
+from app.files import arrivals, files_below, key_of, stamp_of, unwritable, walk, write_whole
 from app.library import Library, Playlist
 from app.output import Failed, Format, Outcome, Writer, origin_of, read_back, sparkline
 from app.prefetch import Listening
@@ -635,6 +637,90 @@ def test_ctrl_c_while_arrivals_are_tagged_says_that_some_are_not(tmp_path: Path)
     assert b"Stopped." in shown
 
 
+def test_a_file_that_somebody_made_readable_is_new(tagger: Tagger, tmp_path: Path) -> None:
+    song = tmp_path / "song.wav"
+    song.write_bytes(tune(2))
+    library, _ = library_of(tagger)
+    library._take(Failed(str(song), "unreadable", "Permission denied.", "Change its mode."))
+    other = tmp_path / "other.wav"
+    other.write_bytes(tune(2))
+    found = arrivals([tmp_path], library._seen)
+    assert next(found) == [other]
+    library._seen[key_of(other)] = stamp_of(other)
+
+    song.chmod(0o600)
+
+    assert next(found) == [song]
+
+
+def test_a_folder_that_may_not_be_opened_does_not_end_the_watch(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir(mode=0)
+    (tmp_path / "song.wav").write_bytes(tune(2))
+    tmp_path.chmod(0o755)
+    for folder in (tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    root = os.geteuid()
+    if root == 0:
+        os.seteuid(65534)
+    try:
+        found = next(arrivals([tmp_path], {}))
+    finally:
+        os.seteuid(root)
+
+    assert tmp_path / "song.wav" in found
+
+
+def test_where_no_more_folders_can_be_watched_they_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def watch_no_more(*folders: Path, force_polling: bool, **options: Any) -> Any:  # noqa: ANN401
+        if not force_polling:
+            raise OSError("OS file watch limit reached.")
+        return watch(*folders, force_polling=force_polling, **options)
+
+    watch = watchfiles.watch
+    monkeypatch.setattr("watchfiles.watch", watch_no_more)
+    (tmp_path / "song.wav").write_bytes(tune(2))
+
+    assert next(arrivals([tmp_path], {})) == [tmp_path / "song.wav"]
+
+
+def test_one_folder_under_two_names_is_watched_as_one(tmp_path: Path) -> None:
+    (tmp_path / "song.wav").write_bytes(tune(2))
+
+    assert len(next(arrivals([tmp_path, tmp_path / "." / ".." / tmp_path.name], {}))) == 1
+
+
+def test_the_playlist_is_whole_again_when_a_disk_is_back(tagger: Tagger, tmp_path: Path) -> None:
+    disk, playlist = tmp_path / "disk", tmp_path / "all.m3u8"
+    disk.mkdir()
+    (disk / "song.wav").write_bytes(tune(2))
+    library, _ = library_of(tagger, Playlist(playlist, lambda _: True))
+    library.tag([disk / "song.wav"], lambda _: None)
+    found = arrivals([disk], library._seen)
+    threading.Timer(1.0, disk.rename, [tmp_path / "away"]).start()
+
+    library.tag(next(found), lambda _: None)
+    assert "song.wav" not in playlist.read_text()
+    (tmp_path / "away").rename(disk)
+    library.tag(next(found), lambda _: None)
+
+    assert "song.wav" in playlist.read_text()
+
+
+def test_a_file_that_could_not_be_read_last_time_is_told_anew(music: Path, tmp_path: Path) -> None:
+    out, away = tmp_path / "library.jsonl", tmp_path / "away.flac"
+    song = next(music.glob("*.flac"))
+    assert run_tag(song, "--out", out).exit_code == 0
+    song.rename(away)
+    assert run_tag(song, "--out", out).exit_code == 1
+    away.rename(song)
+
+    assert run_tag(song, "--out", out).exit_code == 0
+
+    assert "scores" in rows_of(out)[-1]
+
+
 def test_a_file_that_was_completed_after_it_failed_is_new(tagger: Tagger, tmp_path: Path) -> None:
     song, whole = tmp_path / "song.wav", tune(2)
     song.write_bytes(whole[:60])
@@ -702,7 +788,7 @@ def test_a_disk_that_came_back_is_watched_again(tmp_path: Path) -> None:
     threading.Timer(1.0, elsewhere.rename, [folder]).start()
     threading.Timer(3.0, (folder / "after.mp3").write_bytes, [b"2"]).start()
 
-    assert folder / "after.mp3" in [path for paths in islice(found, 2) for path in paths]
+    assert folder / "after.mp3" in [path for paths in islice(found, 4) for path in paths]
 
 
 def test_a_folder_that_cannot_be_read_is_told_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -419,6 +419,76 @@ def test_a_chunk_of_odd_length_before_the_sound_does_no_harm(
     assert ours(clip) == WANTED
 
 
+ODD_FRAMES = (
+    (b"TDRC", b"\0circa 1970"),
+    (b"USLT", b"\0eng\0first"),
+    (b"USLT", b"\0eng\0second"),
+    (b"GEOB", b"\0a\0\0S\0A"),
+    (b"GEOB", b"\0a\0\0S\0B"),
+    (b"TIT2", b"\3caf\xe9"),
+)
+
+
+def id3(version: int) -> bytes:
+    """A tag of frames that are valid, or hurt nobody, and that mutagen would not write as it read them."""
+    frames = b"".join(name + len(body).to_bytes(4) + bytes(2) + body for name, body in ODD_FRAMES)
+    return b"ID3" + bytes([version, 0, 0, 0, 0, *divmod(len(frames), 128)]) + frames
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_frames_of_others_stay_byte_for_byte_and_so_they_are_after_undo(
+    song: NDArray[np.float32], tmp_path: Path, version: int
+) -> None:
+    clip = tmp_path / "clip.mp3"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "mp3"))
+    ID3(clip).delete(clip)
+    clip.write_bytes(id3(version) + clip.read_bytes())
+    writer = MetadataWriter(tmp_path / "undo.jsonl", print)
+
+    assert writer.write(heard(clip))
+    written = clip.read_bytes()
+    assert ours(clip) == WANTED
+    assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
+    undone = clip.read_bytes()
+
+    assert ours(clip) == {}
+    for name, body in ODD_FRAMES:
+        frame = name + len(body).to_bytes(4) + bytes(2) + body
+        assert written.count(frame) == undone.count(frame) == 1, frame
+
+
+def test_comments_that_are_not_utf_8_are_not_lost(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(
+        encode(song[:, :48_000], 48_000, "flac", {"artist": "Beyonce"}).replace(b"Beyonce", b"Beyonc\xe9")
+    )
+    before = clip.read_bytes()
+
+    with pytest.raises(MetadataError, match="comments are damaged"):
+        MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+    assert clip.read_bytes() == before
+
+
+def test_undo_that_was_stopped_leaves_alone_what_is_restored(clip: Path, tmp_path: Path) -> None:
+    MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+    assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
+    before = clip.stat()
+
+    assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
+
+    assert (clip.stat().st_ino, clip.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells who writes a file")
+def test_where_the_system_takes_every_file_for_one_that_is_written_it_is_not_asked(
+    clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.metadata.is_open_for_writing", lambda _: True)  # as on many network drives
+
+    assert MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+
 def test_several_artists_in_an_old_id3_stay_several(song: NDArray[np.float32], tmp_path: Path) -> None:
     clip = tmp_path / "clip.mp3"
     clip.write_bytes(encode(song[:, :48_000], 48_000, "mp3"))

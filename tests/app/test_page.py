@@ -441,6 +441,52 @@ def test_scores_of_another_model_than_the_page_met_stand_under_their_own_tags(
         assert page.locator("#rows tr").nth(row).locator("td").all_inner_texts()[2:] == scores
 
 
+def test_keys_read_the_timeline_of_a_clip_that_the_browser_cannot_play(tab: Tab) -> None:
+    page = tab.page
+    page.locator("#files").set_input_files({"name": "long.wav", "mimeType": "audio/wav", "buffer": tune(40)})
+    stage = page.get_by_role("slider", name="Position in the clip")
+    stage.focus()
+    page.evaluate("document.querySelector('#play').disabled = true")
+
+    for _ in range(3):
+        stage.press("ArrowRight")
+
+    expect(stage).to_have_attribute("aria-valuenow", "15")
+    expect(page.locator("#reading")).to_contain_text(re.compile(r"^0:10.0:20: vocal"))
+
+
+def test_the_playhead_is_drawn_once_a_frame_however_often_it_was_moved(tab: Tab) -> None:
+    page = tab.page
+    click_sample(page, "song")
+    stage = page.locator("#stage")
+    page.evaluate(
+        """() => {
+            window.frames_ = 0;
+            const ask = window.requestAnimationFrame;
+            window.requestAnimationFrame = (then) => ask((time) => { window.frames_ += 1; then(time); });
+        }"""
+    )
+    stage.press("Enter")
+    for _ in range(10):
+        stage.press("ArrowRight")
+        stage.press("ArrowLeft")
+
+    drawn = page.evaluate(
+        """() => new Promise((done) => {
+            let frames = 0;
+            const before = window.frames_;
+            const count = () => {
+                frames += 1;
+                if (frames < 30) requestAnimationFrame(count);
+                else done((window.frames_ - before) / frames);
+            };
+            requestAnimationFrame(count);
+        })"""
+    )
+
+    assert drawn < 4  # this counting among them
+
+
 def test_the_browser_s_own_keys_are_left_to_it_on_the_timeline(tab: Tab) -> None:
     page = tab.page
     click_sample(page, "song")
