@@ -5,6 +5,7 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -236,13 +237,20 @@ def run_of(
     settings: "TrainSettings", learn: Iterable[Clip] = (), held_out: Iterable[Clip] = ()
 ) -> dict[str, Any]:
     """What a run that was stopped must have in common with that which goes on; the device need not be."""
-    rows = repr([[(clip.id, clip.source, clip.labels) for clip in clips] for clips in (learn, held_out)])
+    rows = repr([[_row_of(clip) for clip in clips] for clips in (learn, held_out)])
     run = {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in FREE}
     run |= {name: run[name] is not None for name in FOLDERS} | {
         "init": load_bundle(settings.init)[0].sha256 if settings.init else None,
         "clips": hashlib.sha256(rows.encode()).hexdigest(),
     }
     return dict(json.loads(json.dumps(run, default=asdict)))
+
+
+def _row_of(clip: Clip) -> tuple[object, ...]:
+    """What must not change of a clip in the middle of a run: its sound, too, by its file's name and size."""
+    with suppress(OSError):
+        return clip.id, clip.source, clip.labels, clip.path.name, clip.path.stat().st_size
+    return clip.id, clip.source, clip.labels
 
 
 def check_run(path: Path, saved: str, run: Mapping[str, Any]) -> None:

@@ -648,6 +648,20 @@ def test_a_fold_is_trained_anew_where_a_label_was_corrected(
     assert all(fold.read_bytes() != former for fold, former in zip(folds, before, strict=True))
 
 
+def test_a_run_does_not_go_on_with_other_sound(manifest: Path, tmp_path: Path) -> None:
+    other = {"0": "1.flac", "1": "0.flac"}
+    own = with_rows(
+        manifest,
+        tmp_path / "own.csv",
+        lambda row: row | {"file": str(manifest.parent / other.get(row["id"], f"{row['id']}.flac"))},
+    )
+    train(settings_for(own, tmp_path / "run", steps=1))
+    with_rows(own, own, lambda row: row | {"file": str(manifest.parent / f"{row['id']}.flac")})
+
+    with pytest.raises(TrainingError, match="different: clips"):
+        train(settings_for(own, tmp_path / "run", steps=1))
+
+
 def test_clips_of_which_nothing_is_known_do_not_train(tmp_path: Path) -> None:
     material = a_material(np.array([[np.nan], [1.0], [np.nan]], np.float32), "abc")
     material.words[:2], material.soft[:2] = np.nan, np.nan
