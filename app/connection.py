@@ -100,7 +100,7 @@ class Connection(HttpToolsProtocol):
                 elif not self._deaf and self._should_upgrade():
                     self.handle_websocket_upgrade()
             except httptools.HttpParserError:
-                if self._unanswered() and self.cycle.response_started:
+                if self._running and self._running.response_started and not self._running.response_complete:
                     self._hear_no_more()
                 elif not self._deaf:
                     self.send_400_response(PROBLEMS["bad-request"].detail)
@@ -234,7 +234,9 @@ class Connection(HttpToolsProtocol):
         """Take what comes, so that it is seen when the client leaves, and throw it away."""
         self._deaf = True
         self._end_head()
-        self.cycle.keep_alive = False
+        for cycle in (self._running, self.cycle):
+            if cycle is not None:
+                cycle.keep_alive = False
 
     def _close_in_time(self) -> None:
         if self.transport.is_closing() and self._hanging_up is None:

@@ -200,7 +200,7 @@ def _ticks(folders: Sequence[Path]) -> Iterator[bool]:
                 watch_filter=None,
                 rust_timeout=TICK_MS,
                 yield_on_timeout=True,
-                force_polling=looks,
+                force_polling=looks or None,  # else what the system or its user says
                 ignore_permission_denied=True,
             ):
                 if any(_identity(folder) != watched.get(folder) for folder in folders):

@@ -100,6 +100,8 @@ class MetadataWriter:
         with _failures():
             stamp = stamp or stamp_of(path)
             metadata = open_metadata(path)
+            if isinstance(metadata, VorbisMetadata):
+                metadata.check_whole(path)
             before: dict[str, list[str] | None] = {field: metadata.get(field) for field in wanted}
             if before == wanted:
                 return False
@@ -123,9 +125,12 @@ class MetadataWriter:
         append(self._undo, (json.dumps(row) + "\n").encode(), durable=True)
 
 
-def change(path: Path, values: Values, *, had_metadata: bool = True) -> None:
-    """Set these fields of a file; with `had_metadata` false, leave no empty block of metadata behind."""
-    metadata = open_metadata(path)
+def change(path: Path, values: Values, *, had_metadata: bool = True, unread: bool = False) -> None:
+    """Set these fields of a file; with `had_metadata` false, leave no empty block of metadata behind.
+
+    `unread`: see `open_metadata`.
+    """
+    metadata = open_metadata(path, unread=unread)
     for field, value in values.items():
         metadata.set(field, value)
     metadata.save()
@@ -134,9 +139,16 @@ def change(path: Path, values: Values, *, had_metadata: bool = True) -> None:
 
 
 def _change_copy(path: Path, scratch: Path, values: Values, *, had_metadata: bool = True) -> None:
-    """Copy a file and `change` the copy. Raises MetadataError if that would change the sound."""
-    shutil.copyfile(path, scratch)
-    change(scratch, values, had_metadata=had_metadata)
+    """Copy a file and `change` the copy. Raises MetadataError if that would change the sound.
+
+    Other frames of ID3 are carried as they are, unread, if that keeps what they say. It does not where the
+    sizes of frames, or the whole block, are written in a way that only who reads all of them can tell.
+    """
+    for unread in (True, False):
+        shutil.copyfile(path, scratch)
+        change(scratch, values, had_metadata=had_metadata, unread=unread)
+        if other_frames(scratch) == other_frames(path):
+            break
     # Not on the main thread: PyAV drops a Ctrl-C that comes while it reads, and takes it for the file's end.
     with ThreadPoolExecutor(1) as reader:
         one, other = reader.map(sound_digest, (path, scratch))
@@ -258,8 +270,13 @@ class Metadata(Protocol):
         """Take the block of metadata away if nothing is in it that was not there without it."""
 
 
-def open_metadata(path: Path) -> Metadata:
+def open_metadata(path: Path, *, unread: bool = False) -> Metadata:
     """Read a file's metadata.
+
+    Args:
+        path: the file.
+        unread: leave frames of ID3 unread that are not of our kind. mutagen then writes them as they are,
+            where it would drop a date in words, say, or one of two lyrics.
 
     Raises:
         MetadataError: its format holds none, or the file was cut off.
@@ -268,12 +285,21 @@ def open_metadata(path: Path) -> Metadata:
     _check_chunks(path)
     file = mutagen.File(path)
     if isinstance(file, MP3 | WAVE | AIFF):
-        return Id3Metadata(path, type(file))
+        return Id3Metadata(path, type(file), unread=unread)
     if isinstance(file, FLAC | OggVorbis | OggOpus | OggFLAC | OggSpeex):
         return VorbisMetadata(file)
     if isinstance(file, MP4):
         return Mp4Metadata(file)
     raise MetadataError("this format holds no metadata that can be written")
+
+
+def other_frames(path: Path) -> dict[str, str]:
+    """What the frames of a file's ID3 say, but for ours; of other formats nothing."""
+    file = mutagen.File(path)
+    if not isinstance(file, MP3 | WAVE | AIFF):
+        return {}
+    tags = type(file)(path, translate=False, load_v1=False).tags or {}
+    return {key: repr(frame) for key, frame in tags.items() if not key.startswith(f"TXXX:{PREFIX}")}
 
 
 def _check_chunks(path: Path) -> None:
@@ -301,13 +327,13 @@ def _check_chunks(path: Path) -> None:
 class Id3Metadata:
     """Frames TXXX. The version of ID3 stays as it is, and so do all other frames and an ID3v1 at the end."""
 
-    def __init__(self, path: Path, kind: type[MP3 | WAVE | AIFF]) -> None:
+    def __init__(self, path: Path, kind: type[MP3 | WAVE | AIFF], *, unread: bool) -> None:
         self._path = path
         self._kind = kind
-        # Untranslated, as mutagen would turn ID3v2.3 into 2.4; and of frames only those of our kind are read:
-        # the others stay as they are, where it would drop a date in words, say, or one of two lyrics.
+        # Untranslated, as mutagen would turn ID3v2.3 into 2.4 and rewrite years and genres on the way.
         # ID3v2.2 cannot be written, so that becomes 2.4.
-        file = kind(path, translate=False, load_v1=False, known_frames={TXXX.__name__: TXXX})
+        known = {"known_frames": {TXXX.__name__: TXXX}} if unread else {}
+        file = kind(path, translate=False, load_v1=False, **known)
         if file.tags is not None and file.tags.version < (2, 3):
             file = kind(path, load_v1=False)
         self.is_there = file.tags is not None
@@ -342,7 +368,11 @@ class Id3Metadata:
         """Remove the block if it holds no more than the ID3v1 does, nor says anything else."""
         short = {frame.HashKey: frame for frame in (ParseID3v1(self._v1()) or {}).values()}
         tags = self._kind(self._path, translate=False, load_v1=False).tags
-        if not tags.unknown_frames and all(short.get(frame.HashKey) == frame for frame in tags.values()):
+        if (
+            tags is not None
+            and not tags.unknown_frames
+            and all(short.get(frame.HashKey) == frame for frame in tags.values())
+        ):
             v1 = {"delete_v1": False} if type(self._tags) is ID3 else {}
             self._tags.delete(self._path, **v1)
 
@@ -381,10 +411,18 @@ class _FileMetadata:
 class VorbisMetadata(_FileMetadata):
     """Vorbis comments, of FLAC and all that lies in Ogg."""
 
-    def __init__(self, file: FLAC | OggVorbis | OggOpus | OggFLAC | OggSpeex) -> None:
-        super().__init__(file)
-        # So mutagen shows bytes that are not UTF-8, and what has no name, and so it would write them.
-        if any("\ufffd" in value or re.fullmatch(r"unknown\d+", name) for name, value in file.tags):
+    def check_whole(self, path: Path) -> None:
+        """Check that no comment would be lost: that of bytes that are not UTF-8, or of one without a name.
+
+        mutagen shows these with U+FFFD, or as `unknown0`, which the file does not hold.
+        """
+        odd = [
+            f"{name}={value}".encode()
+            for name, value in self._file.tags
+            if "\ufffd" in value or re.fullmatch(r"unknown\d+", name)
+        ]
+        content = path.read_bytes().upper() if odd else b""
+        if any(comment.upper() not in content for comment in odd):
             raise MetadataError("some of its comments are damaged, and would be lost: mend them first")
 
     def get(self, field: str) -> list[str] | None:

@@ -80,7 +80,8 @@ class StreamConnection(WebSocketsSansIOProtocol):
         self._write_paused = False
         if self.transport.is_closing():
             return
-        self._stop_hanging_up()
+        if not self.close_sent:  # else it must be gone in time, whatever it takes
+            self._stop_hanging_up()
         if not self.read_paused:
             self.transport.resume_reading()
 

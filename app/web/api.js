@@ -65,7 +65,7 @@ export async function describeModel() {
   const signal = AbortSignal.timeout(STALLED_MS);
   const response = await fetch("v1/model", { headers: headers(), signal }).catch(() => { throw unreachable(); });
   const body = await response.json().catch(() => ({}));
-  if (!response.ok || !body.tags) throw body.title ? new Problem(body) : answeredBy(response.status);
+  if (!response.ok || !body.tags) throw body.title ? new Problem(body) : response.ok ? unreachable() : answeredBy(response.status);
   return body;
 }
 

@@ -49,8 +49,8 @@ const isLive = () => shown?.phase === "live";
 
 const player = {
   time: () => (isLive() ? shown.live.seconds : audio.currentTime),
-  canSeek: () => !isLive() && !byId("play").disabled,
-  seek(seconds) { audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); },
+  canSeek: () => isLive() || !byId("play").disabled,
+  seek(seconds) { if (isLive()) return; audio.currentTime = seconds; timeline.moveTo(seconds); drawClock(); },
   play() { if (!isLive()) audio.play().catch(() => {}); },
   pause() { audio.pause(); },
   toggle() { if (audio.paused) player.play(); else player.pause(); },

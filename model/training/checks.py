@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import math
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, fields
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 SEEDS: Final = 2**32
 """How many seeds there are: of each and a step, one is made that PyTorch takes."""
+SOUND: Final = "sound"
+"""The key of `run_of` for the sound of the clips, by the names and sizes of their files."""
 FREE: Final = (
     "manifests",  # `run_of` tells clips by their rows
     "out",
@@ -213,7 +216,8 @@ def sources_of(bundle: Path) -> set[str]:
 
     Raises BundleError where it cannot be used.
     """
-    return {part for row in load_bundle(bundle)[0].training_data for part in row["source"].split(SEPARATOR)}
+    rows = load_bundle(bundle)[0].training_data
+    return {part for row in rows for part in unicodedata.normalize("NFC", row["source"]).split(SEPARATOR)}
 
 
 def _files(clips: Iterable[Clip]) -> set[Path]:
@@ -237,20 +241,29 @@ def run_of(
     settings: "TrainSettings", learn: Iterable[Clip] = (), held_out: Iterable[Clip] = ()
 ) -> dict[str, Any]:
     """What a run that was stopped must have in common with that which goes on; the device need not be."""
-    rows = repr([[_row_of(clip) for clip in clips] for clips in (learn, held_out)])
+    parts = [list(clips) for clips in (learn, held_out)]
+    rows = repr([[(clip.id, clip.source, clip.labels) for clip in clips] for clips in parts])
+    files = repr([[(clip.path.name, _size_of(clip.path)) for clip in clips] for clips in parts])
     run = {part.name: getattr(settings, part.name) for part in fields(settings) if part.name not in FREE}
     run |= {name: run[name] is not None for name in FOLDERS} | {
         "init": load_bundle(settings.init)[0].sha256 if settings.init else None,
         "clips": hashlib.sha256(rows.encode()).hexdigest(),
+        SOUND: hashlib.sha256(files.encode(errors="surrogateescape")).hexdigest(),
     }
     return dict(json.loads(json.dumps(run, default=asdict)))
 
 
-def _row_of(clip: Clip) -> tuple[object, ...]:
-    """What must not change of a clip in the middle of a run: its sound, too, by its file's name and size."""
+def _size_of(path: Path) -> int:
     with suppress(OSError):
-        return clip.id, clip.source, clip.labels, clip.path.name, clip.path.stat().st_size
-    return clip.id, clip.source, clip.labels
+        return path.stat().st_size
+    return 0
+
+
+def differences(former: Mapping[str, Any], run: Mapping[str, Any]) -> set[str]:
+    """In what a run differs from a former one, by `run_of` both; versions that did not tell `sound` may."""
+    return {
+        name for name, value in run.items() if former.get(name, value if name == SOUND else None) != value
+    }
 
 
 def check_run(path: Path, saved: str, run: Mapping[str, Any]) -> None:
@@ -265,7 +278,8 @@ def check_run(path: Path, saved: str, run: Mapping[str, Any]) -> None:
         TrainingError: it is of another.
     """
     former = json.loads(saved or "{}")
-    if differing := [name.replace("_", " ") for name, value in run.items() if former.get(name) != value]:
+    differing = [name.replace("_", " ") for name in run if name in differences(former, run)]
+    if differing:
         raise TrainingError(
             f"{path} is of another run; name another --out, or remove it to start anew"
             f" (different: {', '.join(differing)})"

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from model.bundle import save_bundle
+from model.bundle import load_bundle, save_bundle
 from model.tagger import choose_device, score
 from model.training.calibration import calibrate, pool_clips
 from model.training.checks import (
@@ -32,6 +32,7 @@ from model.training.checks import (
     check_run,
     check_settings,
     classes,
+    differences,
     may_train,
     run_of,
     sources_of,
@@ -46,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 
 BUNDLE: Final = "bundle"
+OF_CLIPS: Final = {"clips", "sound"}
+"""In what a fold may differ from a former one, and is trained anew."""
 
 
 class Said(NamedTuple):
@@ -74,6 +77,7 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
             to learn from or goes on from a network that met what it judges, or `settings.out` holds another
             run; and what `train` raises.
     """
+    _check_former(settings, folds)
     rows = read_manifest(settings.manifests[0], settings.tags)
     _check(settings, folds, check_settings(replace(settings, init=_start(settings, 0))), rows)
     if not _goes_on(settings):
@@ -83,6 +87,8 @@ def cross_validate(settings: TrainSettings, folds: int, progress: Progress = lam
     judged = prepare(replace(settings, cache=shared, manifests=settings.manifests[:1], teachers=None))
     _check(settings, folds, material.clips, judged.clips)  # again: what cannot be read is left out
     fold_of = deal(judged.clips, folds)
+    if _goes_on(settings):
+        _check_starts(settings, fold_of)
     said: list[Fold] = []
     for fold in range(folds):
         own = replace(
@@ -114,13 +120,27 @@ def _start(settings: TrainSettings, fold: int) -> Path | None:
     return _folder(settings.init, fold) / BUNDLE
 
 
-def _check_start(start: Path, judges: set[str]) -> None:
-    """Check that the network that a fold goes on from met no source that the fold judges."""
-    if known := sorted(_parts(judges) & sources_of(start)):
-        raise TrainingError(
-            f"--init: {start} met {known[0]}, which this fold is to judge; give the first manifest and the"
-            " --folds of that cross-validation"
-        )
+def _check_former(settings: TrainSettings, folds: int) -> None:
+    """Check that a former cross-validation has as many folds, and their bundles, before hours are spent."""
+    if settings.init is None or not _goes_on(settings):
+        return
+    former = len([folder for folder in settings.init.glob("fold-*") if folder.is_dir()])
+    if former != folds:
+        raise TrainingError(f"--folds {folds}: {settings.init} has {former}; choose as many to go on from it")
+    for fold in range(folds):
+        load_bundle(settings.init / f"fold-{fold}" / BUNDLE)
+
+
+def _check_starts(settings: TrainSettings, fold_of: dict[str, int]) -> None:
+    """Check that no fold goes on from a network that met what it judges."""
+    for fold in set(fold_of.values()):
+        start = _start(settings, fold)
+        judges = {source for source, number in fold_of.items() if number == fold}
+        if start is not None and (known := sorted(_parts(judges) & sources_of(start))):
+            raise TrainingError(
+                f"--init: {start} met {known[0]}, which this fold is to judge; give the first manifest of"
+                " that cross-validation"
+            )
 
 
 def _check(settings: TrainSettings, folds: int, clips: Sequence[Clip], judged: Sequence[Clip]) -> None:
@@ -146,8 +166,6 @@ def _check(settings: TrainSettings, folds: int, clips: Sequence[Clip], judged: S
             clip for clip, met in zip(clips, touched, strict=True) if not met and may_train(settings, clip)
         ]
         check_learnt(settings, own)
-        if _goes_on(settings) and (start := _start(settings, fold)):
-            _check_start(start, judges)
 
 
 def deal(clips: Sequence[Clip], folds: int) -> dict[str, int]:
@@ -206,7 +224,7 @@ def _is_of_other_clips(checkpoint: Path, run: dict[str, Any]) -> bool:
     """Whether a fold was stopped that differs in its clips only; what cannot be read, `fit` refuses."""
     try:
         saved = json.loads(torch.load(checkpoint, map_location="cpu", weights_only=True)["run"])
-        return bool(saved != run and saved | {"clips": run["clips"]} == run)
+        return bool(differences(saved, run)) and differences(saved, run) <= OF_CLIPS
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, EOFError, pickle.UnpicklingError):
         return False
 
@@ -238,9 +256,10 @@ def _kept(path: Path, run: dict[str, Any]) -> Fold | None:
             logits, weights = (np.split(archive[name], offsets[1:]) for name in ("logits", "weights"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
-    clips = json.loads(str(former) or "{}").get("clips")
-    check_run(path, str(former), run | {"clips": clips})
-    if clips != run["clips"]:
+    changed = differences(json.loads(str(former) or "{}"), run)
+    if not changed <= OF_CLIPS:
+        check_run(path, str(former), run)
+    if changed:
         return None
     return dict(zip(map(str, ids), map(Said, logits, weights), strict=True))
 

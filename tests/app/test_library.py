@@ -673,7 +673,7 @@ def test_a_folder_that_may_not_be_opened_does_not_end_the_watch(tmp_path: Path) 
 def test_where_no_more_folders_can_be_watched_they_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def watch_no_more(*folders: Path, force_polling: bool, **options: Any) -> Any:  # noqa: ANN401
+    def watch_no_more(*folders: Path, force_polling: bool | None, **options: Any) -> Any:  # noqa: ANN401
         if not force_polling:
             raise OSError("OS file watch limit reached.")
         return watch(*folders, force_polling=force_polling, **options)

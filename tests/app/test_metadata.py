@@ -457,6 +457,53 @@ def test_frames_of_others_stay_byte_for_byte_and_so_they_are_after_undo(
         assert written.count(frame) == undone.count(frame) == 1, frame
 
 
+PICTURE = b"\xff\xd8\xff\xe0" * 1000 + bytes(4000) + b"\xff\xd9"
+
+
+def synchsafe(number: int) -> bytes:
+    return bytes(number >> shift & 127 for shift in (21, 14, 7, 0))
+
+
+@pytest.mark.parametrize("odd", ["sizes as plain integers", "the whole block unsynchronised"])
+def test_frames_that_only_who_reads_all_can_tell_are_read(
+    song: NDArray[np.float32], tmp_path: Path, odd: str
+) -> None:
+    clip, is_block = tmp_path / "clip.mp3", odd.startswith("the whole")
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "mp3"))
+    ID3(clip).delete(clip)
+    bodies = {
+        b"APIC": b"\0image/jpeg\0\3\0" + PICTURE,
+        b"TIT2": b"\0" + b"t" * 300,
+        b"TPE1": b"\0" + b"a" * 300,
+    }
+    if is_block:
+        bodies[b"APIC"] = bodies[b"APIC"].replace(b"\xff", b"\xff\0")
+    frames = b"".join(
+        name + (synchsafe(len(body)) if is_block else len(body).to_bytes(4)) + bytes(2) + body
+        for name, body in bodies.items()
+    )
+    clip.write_bytes(
+        b"ID3\4\0" + bytes([0x80 * is_block]) + synchsafe(len(frames)) + frames + clip.read_bytes()
+    )
+    assert ID3(clip, translate=False)["APIC:"].data == PICTURE
+
+    assert MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+    written = ID3(clip, translate=False)
+    assert ours(clip) == WANTED
+    assert list(undo(tmp_path / "undo.jsonl")) == [(clip, None)]
+
+    for tags in (written, ID3(clip, translate=False)):
+        assert tags["APIC:"].data == PICTURE
+        assert (len(tags["TIT2"].text[0]), len(tags["TPE1"].text[0])) == (300, 300)
+
+
+def test_a_comment_that_says_it_is_unreadable_is_a_comment(song: NDArray[np.float32], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.flac"
+    clip.write_bytes(encode(song[:, :48_000], 48_000, "flac", {"artist": "Beyonc\ufffd"}))
+
+    assert MetadataWriter(tmp_path / "undo.jsonl", print).write(heard(clip))
+
+
 def test_comments_that_are_not_utf_8_are_not_lost(song: NDArray[np.float32], tmp_path: Path) -> None:
     clip = tmp_path / "clip.flac"
     clip.write_bytes(

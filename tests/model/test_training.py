@@ -40,6 +40,7 @@ from model.training.checks import (
     TrainingError,
     check_clips,
     check_settings,
+    differences,
     warn_of_clips,
     warn_of_one_class,
     warn_of_shared_sources,
@@ -658,8 +659,15 @@ def test_a_run_does_not_go_on_with_other_sound(manifest: Path, tmp_path: Path) -
     train(settings_for(own, tmp_path / "run", steps=1))
     with_rows(own, own, lambda row: row | {"file": str(manifest.parent / f"{row['id']}.flac")})
 
-    with pytest.raises(TrainingError, match="different: clips"):
+    with pytest.raises(TrainingError, match="different: sound"):
         train(settings_for(own, tmp_path / "run", steps=1))
+
+
+def test_a_version_that_did_not_tell_the_sound_goes_on() -> None:
+    run = {"steps": 1, "clips": "a", "sound": "b"}
+
+    assert differences({"steps": 1, "clips": "a"}, run) == set()
+    assert differences({"steps": 2, "clips": "a", "sound": "c"}, run) == {"steps", "sound"}
 
 
 def test_clips_of_which_nothing_is_known_do_not_train(tmp_path: Path) -> None:
@@ -1292,12 +1300,35 @@ def test_a_fold_goes_on_from_its_own_former_network(manifest: Path, tmp_path: Pa
 def test_no_fold_goes_on_from_a_network_that_met_what_it_judges(
     manifest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    joined = {"0": "s9", "1": "s9"}  # the largest source is dealt first, and all others otherwise than before
+    dealt_anew = with_rows(
+        manifest, tmp_path / "own.csv", lambda row: row | {"source": joined.get(row["id"], row["source"])}
+    )
     former = settings_for(manifest, tmp_path / "former", steps=1, consistency=False)
     cross_validate(former, 3)
-    monkeypatch.setattr("model.training.cross_validation.prepare", never)  # told before hours are spent
+    going_on = replace(former, out=tmp_path / "cv", init=former.out)
 
-    with pytest.raises(TrainingError, match=r"fold-0/bundle met .*, which this fold is to judge"):
-        cross_validate(replace(former, out=tmp_path / "cv", init=former.out), 2)
+    with pytest.raises(TrainingError, match=r"/bundle met .*, which this fold is to judge"):
+        cross_validate(replace(going_on, manifests=(dealt_anew,)), 3)
+    monkeypatch.setattr("model.training.cross_validation.prepare", never)  # told before hours are spent
+    with pytest.raises(TrainingError, match=r"--folds 2: .* has 3"):
+        cross_validate(going_on, 2)
+
+
+def test_a_cross_validation_goes_on_where_clips_cannot_be_read(manifest: Path, tmp_path: Path) -> None:
+    own = with_rows(
+        manifest,
+        tmp_path / "own.csv",
+        lambda row: (
+            row
+            | {"source": f"s{int(row['id']) // 4}"}
+            | ({"file": str(tmp_path / "none.flac")} if row["id"] in "012" else {})
+        ),
+    )
+    former = settings_for(own, tmp_path / "former", steps=1, batch=2, consistency=False)
+    cross_validate(former, 3)
+
+    assert cross_validate(replace(former, out=tmp_path / "cv", init=former.out), 3).exists()
 
 
 def test_a_fold_that_was_stopped_is_trained_anew_where_a_label_was_corrected(
