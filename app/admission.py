@@ -63,10 +63,10 @@ class Admission:
     def _judge_headers(self, scope: Scope, body: "Body", *, works: bool) -> None:
         if problem := key_problem(scope, self._state.settings.api_keys):
             raise problem
+        if not works:  # nothing of the query or of the deadline is read
+            return
         if scope.get("query_string", b"").count(b"&") >= MOST_PARAMETERS:
             raise ProblemError("bad-parameter", f"The query has more than {MOST_PARAMETERS} parameters.")
-        if not works:
-            return
         body.until = scope["state"]["deadline"] = deadline_of(scope, self._state.settings)
         if problem := self._state.refusal():
             raise problem

@@ -369,10 +369,6 @@ def test_a_content_type_that_would_take_long_to_parse_is_refused(server: Process
     assert b"Content-Type has 50019 characters" in answer
 
 
-def test_a_query_of_many_parameters_is_refused_whatever_is_asked_for(server: Process) -> None:
-    assert server.get(f"/health/live?{'&'.join('a' * 33)}").status_code == 422
-
-
 def test_a_connection_is_kept_for_the_next_request_and_closed_when_none_comes(server: Process) -> None:
     with connected(server) as line:
         line.sendall(GET)

@@ -49,7 +49,8 @@ def music(clips: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def rows_of(out: Path) -> list[dict[str, object]]:
-    return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
+    whole, _, _ = out.read_text().rpartition("\n") if out.exists() else ("", "", "")  # one may be on its way
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def paths_of(out: Path) -> list[str]:
