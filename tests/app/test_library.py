@@ -383,6 +383,7 @@ def test_a_file_that_is_mended_while_it_is_watched_is_no_failure(tmp_path: Path)
         wait_for(lambda: b"Waiting for new files" in shown)
         broken.write_bytes(tune(2))
         wait_for(lambda: any("scores" in row for row in rows_of(out)))
+        time.sleep(1.0)  # the row is written a moment before the file is behind it
         process.send_signal(signal.SIGINT)
 
     assert b"song.wav: " in shown
