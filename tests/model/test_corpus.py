@@ -60,7 +60,7 @@ def test_train_ok_is_read_as_tables_write_it(tmp_path: Path, text: str, allowed:
         (HEADER + "a,a.mp3,s,train,1,1,,\n\n\nb,b.mp3,s,train,1,2,,\n", r":5: house is '2'"),
         (HEADER + "a,a.mp3,s,train,true,1,,\n", r":2: train_ok is 'true'"),
         (HEADER + "a,a.mp3,s,Train,1,1,,\n", r":2: split is 'Train'; write train"),
-        (HEADER + "a,a.mp3,one, two,train,1,1,,,\n", r":2: has more fields than the header"),
+        (HEADER + "a,a.mp3,one, two,train,1,1,,metadata\n", r":2: has more fields than the header"),
         (HEADER + "a,a\0.mp3,s,train,1,1,,\n", r":2: .*NUL"),
         ("id,file,house,house\na,a.mp3,1,0\n", "column house stands twice"),
         (HEADER + "a,a.mp3,s,train,1,1,," + "x" * 200_000 + "\n", r":2: is no CSV"),
@@ -71,6 +71,12 @@ def test_a_manifest_that_cannot_be_used_says_where_and_why(tmp_path: Path, text:
 
     with pytest.raises(ManifestError, match=message):
         read_manifest(path, ("house", "ambient") if "ambient" in text else ("house",))
+
+
+def test_empty_fields_behind_the_last_column_are_passed_over(tmp_path: Path) -> None:
+    path = manifest(tmp_path, "id,file,house\na,a.wav,1,,\n")
+
+    assert [clip.id for clip in read_manifest(path, ("house",))] == ["a"]
 
 
 def test_a_source_is_the_same_with_a_blank_behind_it_and_in_either_form_of_unicode(tmp_path: Path) -> None:
