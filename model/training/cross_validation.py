@@ -128,7 +128,7 @@ def _check_former(settings: TrainSettings, folds: int) -> None:
     if former != folds:
         raise TrainingError(f"--folds {folds}: {settings.init} has {former}; choose as many to go on from it")
     for fold in range(folds):
-        load_bundle(settings.init / f"fold-{fold}" / BUNDLE)
+        load_bundle(_folder(settings.init, fold) / BUNDLE)
 
 
 def _check_starts(settings: TrainSettings, fold_of: dict[str, int]) -> None:
@@ -160,8 +160,7 @@ def _check(settings: TrainSettings, folds: int, clips: Sequence[Clip], judged: S
             raise TrainingError(f"{settings.manifests[0]} needs clips with and without {tag!r}")
     fold_of = deal(judged, folds)
     for fold in range(folds):
-        judges = {source for source, number in fold_of.items() if number == fold}
-        touched = shares_source(clips, judges)
+        touched = shares_source(clips, {source for source, number in fold_of.items() if number == fold})
         own = [
             clip for clip, met in zip(clips, touched, strict=True) if not met and may_train(settings, clip)
         ]
