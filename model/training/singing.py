@@ -2,8 +2,9 @@
 
 The vocoder WORLD (Morise et al. 2016) takes speech apart into pitch, spectral envelope and aperiodicity. Put
 together again on the notes of a melody, with held vowels, glides and vibrato, it is song (Saitou et al. 2007,
-`Speech-To-Singing Synthesis`). Many such voices in a room are a choir. Needs PyPI's `pyworld-prebuilt`,
-which is imported as `pyworld`.
+`Speech-To-Singing Synthesis`). Many such voices in a room are a choir; and so is one that sings, put together
+again many times over, each time a little otherwise. Needs PyPI's `pyworld-prebuilt`, which is imported as
+`pyworld`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ Register = tuple[int, int]
 """The lowest and the highest MIDI number that is sung."""
 
 FRAME_S: Final = 0.005
+HELD: Final = 19
+"""Frames over which a choir holds a note."""
 SHORTEST: Final = 16
 """Voiced frames that make a syllable; fewer are a stray."""
 SILENT: Final = 1e-9
@@ -38,6 +41,33 @@ STEPS: Final = (-4, -2, -1, -1, 0, 0, 1, 1, 2, 4)
 """Degrees of the scale from one note to the next."""
 CHORDS: Final = ((0, 2, 4, 7), (0, 2, 5, 7), (0, 3, 5, 7), (0, 7), (0, 0, 0))
 """Degrees by which a choir's parts lie below its first: three chords, octaves, and all in unison."""
+PARTS: Final = (
+    (0, -3, -8, -12), (0, -4, -9, -12), (0, -5, -8, -12), (0, 4, 7, -12), (0, 3, 7, -12), (0, -5, 4, -12),
+    (0, -5, -12), (0, -12), (0, 12, -12), (0, 0),
+)  # fmt: skip
+"""Semitones by which the parts of a choir that was one voice lie above it."""
+PITCHED: Final = 0.25
+"""Share of a voice that must have a pitch for many to sing it: rap and growls have less."""
+
+
+@dataclass(frozen=True, slots=True)
+class Analysis:
+    """What WORLD hears, by frames of 5 ms.
+
+    Attributes:
+        hertz: [frames], 0 where there is no pitch.
+        envelope: spectral envelope [frames, bins].
+        aperiodicity: [frames, bins], in [0, 1].
+    """
+
+    hertz: Floats
+    envelope: Floats
+    aperiodicity: Floats
+
+    @property
+    def voiced(self) -> NDArray[np.bool_]:
+        """[frames]: where there is a pitch."""
+        return self.hertz > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,14 +98,19 @@ def draw_voice(rng: Generator, *, trained: bool = False) -> tuple[Voice, Registe
     return Voice(rng.uniform(least, most), rng.uniform(4.8, 6.5), depth), (lowest, highest + 5 * trained)
 
 
+def analyse(voice: Samples) -> Analysis:
+    """Take a lone voice, mono at 16 kHz [T], apart."""
+    loud = voice.astype(np.float64) / max(1e-3, float(np.abs(voice).max()))
+    hertz, times = pyworld.dio(loud, SAMPLE_RATE_HZ, frame_period=1000 * FRAME_S)
+    hertz = pyworld.stonemask(loud, hertz, times, SAMPLE_RATE_HZ)
+    envelope = pyworld.cheaptrick(loud, hertz, times, SAMPLE_RATE_HZ)
+    return Analysis(hertz, envelope, pyworld.d4c(loud, hertz, times, SAMPLE_RATE_HZ))
+
+
 def syllables(speech: Samples) -> Iterator[Syllable]:
     """Cut speech, mono at 16 kHz [T], into what can be put on notes."""
-    loud = speech.astype(np.float64) / max(1e-3, float(np.abs(speech).max()))
-    pitch, times = pyworld.dio(loud, SAMPLE_RATE_HZ, frame_period=1000 * FRAME_S)
-    pitch = pyworld.stonemask(loud, pitch, times, SAMPLE_RATE_HZ)
-    envelope = pyworld.cheaptrick(loud, pitch, times, SAMPLE_RATE_HZ)
-    aperiodicity = pyworld.d4c(loud, pitch, times, SAMPLE_RATE_HZ)
-    voiced = pitch > 0
+    heard = analyse(speech)
+    envelope, aperiodicity, voiced = heard.envelope, heard.aperiodicity, heard.voiced
     edges = np.flatnonzero(np.diff(voiced.astype(int), prepend=0, append=0)).tolist()
     for start, stop in zip(edges[::2], edges[1::2], strict=True):
         if stop - start >= SHORTEST:
@@ -108,14 +143,8 @@ def sing(
         hertz = _contour(note, before, frames, voice, rng) if note is not None else np.zeros(frames)
         pitches.append(np.where(syllable.voiced[chosen], hertz, 0.0))
         before = note
-    shape, noise = (
-        _shift_formants(np.concatenate(part), voice.formants) for part in (envelopes, aperiodicities)
-    )
-    sung = pyworld.synthesize(
-        np.concatenate(pitches), shape, noise.clip(0, 1), SAMPLE_RATE_HZ, 1000 * FRAME_S
-    )
-    samples: Samples = sung.astype(np.float32)
-    return samples
+    parts = (np.concatenate(part) for part in (pitches, envelopes, aperiodicities))
+    return _synthesise(Analysis(*parts), voice.formants)
 
 
 def solo(heard: Sequence[Syllable], seconds: float, rng: Generator) -> Samples:
@@ -141,6 +170,30 @@ def choir(singers: Sequence[Sequence[Syllable]], seconds: float, rng: Generator)
             voice = Voice(formants * rng.uniform(0.94, 1.06), rng.uniform(4.8, 6.2), rng.uniform(0.1, 0.5))
             late = int(rng.uniform(0, 0.05) * SAMPLE_RATE_HZ)
             sung = sing(heard, line, voice, rng, words)[: len(total) - late]
+            total[late : late + len(sung)] += rng.uniform(0.6, 1.0) * sung
+    return _in_a_room(total, rng.uniform(1.0, 4.0), rng.uniform(0.4, 1.5), rng)
+
+
+def many(heard: Analysis, seconds: float, rng: Generator) -> Samples:
+    """A voice that sings, as a choir in a church or a hall, at up to half its pace.
+
+    Two to four parts of two to four singers each: its copies in other pitches, with other formants, neither
+    quite in step nor quite in tune. Its notes are held steadier than those of a lone singer.
+
+    Raises:
+        ValueError: less than `PITCHED` of the voice has a pitch.
+    """
+    if heard.voiced.mean() < PITCHED:
+        raise ValueError(f"less than {PITCHED:.0%} of the voice has a pitch, so many cannot sing it")
+    pace = 1 / rng.uniform(1.0, 2.2)
+    frames = min(round(seconds / FRAME_S), int(len(heard.hertz) / pace))
+    notes = _steadied(heard, rng.uniform(0.3, 0.9))
+    singers = int(rng.integers(2, 5))
+    total = np.zeros(int((frames * FRAME_S + 1) * SAMPLE_RATE_HZ), np.float32)
+    for semitones in PARTS[rng.integers(len(PARTS))]:
+        for _ in range(singers):
+            sung = _one_of_many(heard, notes + semitones, pace, frames, _formants_at(semitones), rng)
+            late = int(rng.uniform(0, 0.05) * SAMPLE_RATE_HZ)
             total[late : late + len(sung)] += rng.uniform(0.6, 1.0) * sung
     return _in_a_room(total, rng.uniform(1.0, 4.0), rng.uniform(0.4, 1.5), rng)
 
@@ -184,6 +237,54 @@ def scale_notes(rng: Generator) -> list[int]:
     """All MIDI numbers of a scale in some key."""
     tonic, degrees = int(rng.integers(12)), SCALES[rng.integers(len(SCALES))]
     return [note for note in range(24, 100) if (note - tonic) % 12 in degrees]
+
+
+def _steadied(heard: Analysis, strict: float) -> Floats:
+    """MIDI numbers by frame, a share of the way towards what is held and the nearest semitone."""
+    pitched = np.flatnonzero(heard.voiced)
+    sung = 69 + 12 * np.log2(heard.hertz[pitched] / 440)
+    notes = np.interp(np.arange(len(heard.hertz)), pitched, sung)
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(notes, HELD // 2, "edge"), HELD)
+    held = np.median(windows, 1)
+    steady: Floats = (1 - strict) * notes + strict * (held + np.round(held)) / 2
+    return steady
+
+
+def _formants_at(semitones: int) -> float:
+    """As a multiple of the voice's: low parts are sung by men, high ones by women or boys."""
+    return 0.87 if semitones <= -7 else 1.1 if semitones >= 5 else 1.0
+
+
+def _one_of_many(
+    heard: Analysis, notes: Floats, pace: float, frames: int, formants: float, rng: Generator
+) -> Samples:
+    """A copy of a voice on MIDI numbers by frame, at another pace [frames]."""
+    step = pace * np.arange(frames) + _wander(frames, 0.6, 6.0, rng)
+    at = step.clip(0, len(notes) - 1).astype(int)
+    turns = np.cumsum(FRAME_S * rng.uniform(4.8, 6.2) + rng.normal(0, 0.002, frames)) + rng.uniform()
+    vibrato = rng.uniform(0.05, 0.5) * np.sin(2 * np.pi * turns)
+    sung = notes[at] + vibrato + rng.normal(0, 0.07) + _wander(frames, 0.3, 0.12, rng)
+    voiced = heard.voiced[at]
+    hertz = np.where(voiced, 440.0 * 2 ** ((sung - 69) / 12), 0.0)
+    # The consonants of many do not hiss together.
+    envelope = heard.envelope[at] * np.where(voiced, 1.0, 0.3)[:, None]
+    copy = Analysis(hertz, envelope, heard.aperiodicity[at])
+    return _synthesise(copy, formants * rng.uniform(0.92, 1.08))
+
+
+def _wander(frames: int, every_s: float, deviation: float, rng: Generator) -> Floats:
+    """[frames]: normal deviates every so many seconds, joined by straight lines."""
+    knots = np.arange(0, frames + every_s / FRAME_S, every_s / FRAME_S)
+    wandering: Floats = np.interp(np.arange(frames), knots, rng.normal(0, deviation, len(knots)))
+    return wandering
+
+
+def _synthesise(heard: Analysis, formants: float) -> Samples:
+    """[T] mono at 16 kHz, with the formants at a multiple of theirs."""
+    shape, noise = (_shift_formants(part, formants) for part in (heard.envelope, heard.aperiodicity))
+    sung = pyworld.synthesize(heard.hertz, shape, noise.clip(0, 1), SAMPLE_RATE_HZ, 1000 * FRAME_S)
+    samples: Samples = sung.astype(np.float32)
+    return samples
 
 
 def _hold(syllable: Syllable, frames: int) -> NDArray[np.int64]:

@@ -2,6 +2,7 @@
 
 import random
 import zipfile
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from model.training.corpus import SEPARATOR, Clip, read_manifest
 from model.training.gather import (
     KINDS,
     PIECE,
+    PIECE_S,
     Piece,
     Samples,
     Writer,
     apart_pieces,
     as_piece,
+    choir_piece,
     debian_pieces,
     field_pieces,
     gather,
@@ -39,7 +42,7 @@ from model.training.gather import (
     unzip_audio,
     write_flac,
 )
-from tests.model.tones import hears_high_notes, tone
+from tests.model.tones import hears_high_notes, hears_low_notes, tone
 
 CLIPS = Path(__file__).parents[1] / "clips"
 
@@ -131,6 +134,35 @@ def test_only_a_song_with_a_voice_is_taken_apart(
     assert [piece.id for piece in found] == pieces
 
 
+VOICE = tuple(range(220, 2800, 220))
+"""A tone with overtones, as WORLD needs them to hear a pitch."""
+
+
+def test_the_voice_of_a_song_is_sung_by_many_over_another_piece(tmp_path: Path) -> None:
+    song = song_of(tmp_path, *VOICE, 5000)
+    bed = Piece("b", "band", "a tune", tone(6000, 29.0).numpy(), {})
+
+    choir = choir_piece(0, song, [bed], hears_low_notes(3000), random.Random(0))
+
+    assert choir is not None
+    assert (choir.id, choir.title, choir.labels) == ("choir-0", "song as a choir over a tune", {"vocal": 1})
+    assert choir.source.split(SEPARATOR) == ["singer", "band"]
+    spectrum = np.abs(np.fft.rfft(choir.samples))
+    bed_at, gap_at, song_at = (round(hertz * PIECE_S) for hertz in (6000, 5500, 5000))
+    assert spectrum[bed_at] > 30 * spectrum[gap_at : gap_at + 100].max()
+    assert spectrum[song_at] < spectrum[bed_at] / 30
+    assert len(choir.samples) == PIECE
+
+
+@pytest.mark.parametrize(("edge_hz", "notes"), [(3000, (5000,)), (8000, range(20, 7990, 7))])
+def test_a_song_without_a_voice_and_a_voice_without_a_pitch_make_no_choir(
+    edge_hz: float, notes: Sequence[float], tmp_path: Path
+) -> None:
+    song = song_of(tmp_path, *notes)
+
+    assert choir_piece(0, song, [], hears_low_notes(edge_hz), random.Random(1)) is None
+
+
 def test_a_folder_without_spleeter_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,12 +180,13 @@ def test_a_folder_without_spleeter_is_refused(
     )
 
 
-def test_songs_are_not_taken_apart_without_a_separator(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["apart", "choir"])
+def test_songs_are_not_taken_apart_without_a_separator(kind: str, tmp_path: Path) -> None:
     manifest = tmp_path / "clips.csv"
     manifest.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
 
     with pytest.raises(ValueError, match="give --teachers and --spleeter, or --apart 0"):
-        gather(manifest, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {"apart": 1}, 1)
+        gather(manifest, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {kind: 1}, 1)
 
 
 def test_voices_are_not_mixed_where_there_is_no_music(tmp_path: Path) -> None:

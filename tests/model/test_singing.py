@@ -12,9 +12,11 @@ from model.frontend import SAMPLE_RATE_HZ
 from model.training.singing import (
     Syllable,
     Voice,
+    analyse,
     choir,
     draw_voice,
     hook,
+    many,
     melody,
     scale_notes,
     sing,
@@ -97,6 +99,41 @@ def test_every_kind_of_song_lasts_and_is_as_loud_as_it_should_be(heard: list[Syl
         assert len(song) >= 5.5 * SAMPLE_RATE_HZ
         assert np.abs(song).max() == pytest.approx(0.8, abs=1e-3)
         assert np.isfinite(song).all()
+
+
+@pytest.fixture(scope="module")
+def held() -> np.ndarray:
+    """A voice that holds one note for eight seconds, in the middle of two of silence."""
+    speech = list(syllables(read_audio(CLIPS / "speech.opus")[0]))
+    longest = max(speech, key=lambda syllable: int(syllable.voiced.sum()))
+    sung = sing([longest], [(None, 1.0), (57, 8.0), (None, 1.0)], STEADY, np.random.default_rng(1))
+    return np.asarray(sung)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_many_sing_what_one_sang_on_the_notes_of_a_chord(held: np.ndarray, seed: int) -> None:
+    sung = many(analyse(held), 9.0, np.random.default_rng(seed))
+
+    spectrum = np.abs(np.fft.rfft(sung * np.hanning(len(sung))))
+    hertz = np.fft.rfftfreq(len(sung), 1 / SAMPLE_RATE_HZ)
+    semitones = 12 * np.log2(np.maximum(hertz, 1) / 220)
+    sung_note, in_no_chord = (spectrum[np.abs(semitones - at) < 0.5].max() for at in (0, 2))
+    assert sung_note > 5 * in_no_chord
+    assert 9.0 <= len(sung) / SAMPLE_RATE_HZ <= 10.0
+    assert np.abs(sung).max() == pytest.approx(0.8, abs=1e-3)
+
+
+def test_many_sing_no_longer_than_the_voice_lasts_at_half_its_pace(held: np.ndarray) -> None:
+    sung = many(analyse(held), 60.0, np.random.default_rng(1))
+
+    assert len(sung) / SAMPLE_RATE_HZ < 2.2 * len(held) / SAMPLE_RATE_HZ + 1.1
+
+
+def test_what_has_no_pitch_is_not_sung_by_many() -> None:
+    hiss = np.random.default_rng(1).normal(0, 0.1, 4 * SAMPLE_RATE_HZ).astype(np.float32)
+
+    with pytest.raises(ValueError, match="less than 25% of the voice has a pitch"):
+        many(analyse(hiss), 4.0, np.random.default_rng(1))
 
 
 def test_the_same_seed_sings_the_same(heard: list[Syllable]) -> None:

@@ -13,6 +13,18 @@ def hears_high_notes(edge_hz: float) -> Separator:
     """A separator to which all above `edge_hz` is voice."""
     share = np.zeros((1, 2, FRAMES, BINS), np.float32)
     share[..., round(edge_hz * WINDOW / SPLEETER_RATE_HZ) :] = 1.0
+    return _hears(share)
+
+
+def hears_low_notes(edge_hz: float) -> Separator:
+    """A separator to which all below `edge_hz` is voice."""
+    share = np.zeros((1, 2, FRAMES, BINS), np.float32)
+    share[..., : round(edge_hz * WINDOW / SPLEETER_RATE_HZ)] = 1.0
+    return _hears(share)
+
+
+def _hears(share: NDArray[np.float32]) -> Separator:
+    """A separator to which [1, 2, FRAMES, BINS] of everything is voice."""
 
     def mask(magnitudes: Tensor) -> list[NDArray[np.float32]]:
         assert magnitudes.shape[1:] == Separator.EXAMPLE.shape[1:]
