@@ -175,7 +175,7 @@ def choir(singers: Sequence[Sequence[Syllable]], seconds: float, rng: Generator)
 
 
 def many(heard: Analysis, seconds: float, rng: Generator) -> Samples:
-    """A voice that sings, as a choir in a church or a hall, at up to half its pace.
+    """A voice that sings, as a choir in a church or a hall, at its own pace or down to less than half of it.
 
     Two to four parts of two to four singers each: its copies in other pitches, with other formants, neither
     quite in step nor quite in tune. Its notes are held steadier than those of a lone singer.
