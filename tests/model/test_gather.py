@@ -10,6 +10,7 @@ from model.audio import read_audio
 from model.tags import TAGS
 from model.training.corpus import read_manifest
 from model.training.gather import KINDS, Writer, gather, main
+from model.training.packages import SPEECH_PACKAGES
 from model.training.pieces import PIECE, Piece, noise_piece
 
 CLIPS = Path(__file__).parents[1] / "clips"
@@ -67,3 +68,21 @@ def test_pieces_are_written_as_a_manifest_that_training_reads(tmp_path: Path) ->
 
     assert clip.labels == (0.0, 0.0, 0.0, 0.0)
     assert len(read_audio(clip.path)[0]) == PIECE
+
+
+@pytest.mark.parametrize(
+    ("spoken", "why"),
+    [(False, "no speech could be fetched: see that `apt-get"), (True, "no game sounds could be fetched")],
+)
+def test_packages_that_hold_no_speech_or_no_sounds_are_told_of(
+    spoken: bool, why: str, tmp_path: Path
+) -> None:
+    manifest, work = tmp_path / "clips.csv", tmp_path / "work"
+    manifest.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
+    for package in ("game", *SPEECH_PACKAGES):  # what is there is not fetched
+        (work / package).mkdir(parents=True)
+        if spoken:
+            (work / package / "hello.g722").touch()
+
+    with pytest.raises(ValueError, match=why):
+        gather(manifest, tmp_path / "out", work, dict.fromkeys(KINDS, 0) | {"other": 1}, 1, ["game"])
