@@ -264,7 +264,8 @@ def _outdoors(number: int, held_out: set[str], work: Path, seed: int) -> Iterato
         mine = random.Random(f"{package} {seed}")  # noqa: S311
         return list(field_pieces(package, unpack(package, work), number, mine))
 
-    return _in_parallel(of_package, [name for name in FIELD_RECORDINGS if name not in held_out and number])
+    outdoors = [name for name in FIELD_RECORDINGS if name not in held_out] if number else []
+    return _in_parallel(of_package, outdoors)
 
 
 def _mixes(number: int, songs: list[Clip], beds: list[Piece], rng: random.Random) -> Iterator[Piece]:

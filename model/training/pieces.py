@@ -228,7 +228,7 @@ def apart_pieces(
 def choir_piece(
     index: int, song: Clip, beds: Sequence[Piece], separator: Separator, rng: random.Random
 ) -> Piece | None:
-    """A song's voice, sung by many, alone or -6 to 9 dB above a bed; none if it hardly sings, or raps."""
+    """A song's voice, sung by many, alone or -6 to 9 dB above a bed; none if it hardly has a pitch."""
     if (parts := _parts_of(song, separator)) is None:
         return None
     try:

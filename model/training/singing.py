@@ -47,7 +47,7 @@ PARTS: Final = (
 )  # fmt: skip
 """Semitones by which the parts of a choir that was one voice lie above it."""
 PITCHED: Final = 0.25
-"""Share of a voice that must have a pitch for many to sing it: rap and growls have less."""
+"""Share of a voice that must have a pitch for many to sing it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,14 @@ from model.training.pieces import PIECE, Piece, noise_piece
 CLIPS = Path(__file__).parents[1] / "clips"
 
 
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """The manifest of a corpus of one sung clip, which nobody reads."""
+    path = tmp_path / "clips.csv"
+    path.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
+    return path
+
+
 def test_a_folder_without_spleeter_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -34,20 +42,14 @@ def test_a_folder_without_spleeter_is_refused(
 
 
 @pytest.mark.parametrize("kind", ["apart", "choir"])
-def test_songs_are_not_taken_apart_without_a_separator(kind: str, tmp_path: Path) -> None:
-    manifest = tmp_path / "clips.csv"
-    manifest.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
-
+def test_songs_are_not_taken_apart_without_a_separator(kind: str, corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="give --teachers and --spleeter, or --apart 0"):
-        gather(manifest, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {kind: 1}, 1)
+        gather(corpus, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {kind: 1}, 1)
 
 
-def test_voices_are_not_mixed_where_there_is_no_music(tmp_path: Path) -> None:
-    manifest = tmp_path / "clips.csv"
-    manifest.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
-
+def test_voices_are_not_mixed_where_there_is_no_music(corpus: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no music to lay voices over"):
-        gather(manifest, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {"mix": 1}, 1)
+        gather(corpus, tmp_path / "out", tmp_path, dict.fromkeys(KINDS, 0) | {"mix": 1}, 1)
 
 
 def test_a_package_that_the_corpus_validates_on_is_refused(tmp_path: Path) -> None:
@@ -75,14 +77,13 @@ def test_pieces_are_written_as_a_manifest_that_training_reads(tmp_path: Path) ->
     [(False, "no speech could be fetched: see that `apt-get"), (True, "no game sounds could be fetched")],
 )
 def test_packages_that_hold_no_speech_or_no_sounds_are_told_of(
-    spoken: bool, why: str, tmp_path: Path
+    spoken: bool, why: str, corpus: Path, tmp_path: Path
 ) -> None:
-    manifest, work = tmp_path / "clips.csv", tmp_path / "work"
-    manifest.write_text(f"id,file,{','.join(TAGS)}\na,a.ogg,1,0,1,0\n")
+    work = tmp_path / "work"
     for package in ("game", *SPEECH_PACKAGES):  # what is there is not fetched
         (work / package).mkdir(parents=True)
         if spoken:
             (work / package / "hello.g722").touch()
 
     with pytest.raises(ValueError, match=why):
-        gather(manifest, tmp_path / "out", work, dict.fromkeys(KINDS, 0) | {"other": 1}, 1, ["game"])
+        gather(corpus, tmp_path / "out", work, dict.fromkeys(KINDS, 0) | {"other": 1}, 1, ["game"])
